@@ -1,0 +1,1 @@
+"""Processes that compress and index sealed turns."""
