@@ -1,0 +1,105 @@
+"""Attention over one part of a view, with the log-sum-exp that lets disjoint parts be merged exactly.
+
+softmax over a union of disjoint key sets is the average of the softmaxes over each, weighted by exp(lse): the identity
+behind FlashAttention (Dao et al. 2022, arXiv:2205.14135) and cascade inference. ``attend_reference`` is the judge of every
+faster backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from agentmem.registry import Registry
+
+AttendFn = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+
+backends: Registry[AttendFn] = Registry("attention backend")
+
+
+@backends.register("reference")
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend in plain fp32.
+
+    q ``[heads, T, D]``; k, v ``[kv_heads, N, D]``, heads a multiple of kv_heads. ``causal``: query i sees keys up to
+    ``N - T + i``. Returns out ``[heads, T, D]`` in fp32 and lse ``[heads, T]`` in fp32, natural logarithm, of the scaled scores.
+    """
+    heads, n_q, dim = q.shape
+    kv_heads, n_k, _ = k.shape
+    grouped = q.float().reshape(kv_heads, heads // kv_heads, n_q, dim)
+    scores = torch.einsum("hgtd,hnd->hgtn", grouped, k.float()) * scale
+    if causal:
+        visible = torch.ones(n_q, n_k, dtype=torch.bool, device=q.device).tril(n_k - n_q)
+        scores = scores.masked_fill(~visible, float("-inf"))
+    lse = torch.logsumexp(scores, dim=-1)
+    out = torch.einsum("hgtn,hnd->hgtd", torch.exp(scores - lse[..., None]), v.float())
+    return out.reshape(heads, n_q, dim), lse.reshape(heads, n_q)
+
+
+@backends.register("flash_cpu")
+def attend_flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend with torch's CPU flash kernel; shapes as ``attend_reference``, out in q's dtype.
+
+    Without a mask the query heads of a KV head are folded into rows, so that each key is read once for the group. A causal
+    part must be square (T equal to N), since the kernel aligns its mask to the first key.
+    """
+    heads, n_q, dim = q.shape
+    kv_heads, n_k, _ = k.shape
+    group = heads // kv_heads
+    if causal and n_q > 1:
+        keys = k[:, None].expand(kv_heads, group, n_k, dim)
+        values = v[:, None].expand(kv_heads, group, n_k, dim)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q.reshape(kv_heads, group, n_q, dim), keys, values, 0.0, True, scale=scale
+        )
+    else:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q.reshape(1, kv_heads, group * n_q, dim), k[None], v[None], 0.0, False, scale=scale
+        )
+    return out.reshape(heads, n_q, dim), lse.reshape(heads, n_q)
+
+
+@backends.register("flash_cuda")
+def attend_flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend with torch's CUDA flash kernel (fp16, bf16); shapes as ``attend_flash_cpu``."""
+    heads, n_q, dim = q.shape
+    kv_heads, n_k, _ = k.shape
+    group = heads // kv_heads
+    folded = not (causal and n_q > 1)
+    queries = q.reshape(1, kv_heads, group * n_q, dim) if folded else q[None]
+    keys = k[None] if folded else k[:, None].expand(kv_heads, group, n_k, dim).reshape(1, heads, n_k, dim)
+    values = v[None] if folded else v[:, None].expand(kv_heads, group, n_k, dim).reshape(1, heads, n_k, dim)
+    result = torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values, 0.0, not folded, False, scale=scale)
+    return result[0].reshape(heads, n_q, dim), result[1].reshape(heads, -1)[:, : n_q if not folded else None].reshape(heads, n_q)
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype) -> AttendFn:
+    """Return the fastest backend that this device and dtype have; the reference where the private kernels are missing."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        return backends.get("flash_cpu")
+    if device.type == "cuda" and half and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention"):
+        return backends.get("flash_cuda")
+    return backends.get("reference")
+
+
+def merge(outs: Tensor, lses: Tensor) -> Tensor:
+    """Merge parts exactly: outs ``[parts, heads, T, D]``, lses ``[parts, heads, T]`` (-inf: the part holds nothing) -> ``[heads, T, D]``."""
+    weights = torch.softmax(lses, dim=0)
+    return (outs * weights[..., None]).sum(dim=0)
+
+
+def attend_window(q: Tensor, k: Tensor, v: Tensor, offset: int, window: int, scale: float) -> Tensor:
+    """Attend within a sliding window, as one masked part.
+
+    q ``[heads, T, D]``; k, v ``[kv_heads, N, D]``; query i stands at key index ``offset + i`` and sees the ``window`` keys
+    that end there. Returns ``[heads, T, D]`` in q's dtype.
+    """
+    n_q, n_k = q.shape[1], k.shape[1]
+    at = torch.arange(n_q, device=q.device)[:, None] + offset
+    keys = torch.arange(n_k, device=q.device)[None]
+    visible = (keys <= at) & (keys > at - window)
+    return scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible[None, None], scale=scale, enable_gqa=True)[0]
