@@ -15,6 +15,7 @@
     |-- Cancelled               CANCELLED
     |-- DeadlineExceeded        DEADLINE_EXCEEDED
     |-- Unauthenticated         UNAUTHENTICATED
+    |-- Forbidden               PERMISSION_DENIED    the token is known but lacks the role that the call needs
     |-- NotImplementedYet       UNIMPLEMENTED        names the capability that is missing
     |-- StorageFailed           UNAVAILABLE          the disk or database refused a write
     |-- Disconnected            UNAVAILABLE          client side: the server could not be reached
@@ -138,6 +139,12 @@ class Unauthenticated(AgentMemError):
     default_reason = "UNAUTHENTICATED"
 
 
+class Forbidden(AgentMemError):
+    """The bearer token is known, but the call needs a role that it does not have."""
+
+    default_reason = "FORBIDDEN"
+
+
 class NotImplementedYet(AgentMemError):
     """The API names this capability, this version does not have it; the message says which."""
 
@@ -190,6 +197,7 @@ STATUS: dict[type[AgentMemError], Status] = {
     Cancelled: Status("CANCELLED", 499),
     DeadlineExceeded: Status("DEADLINE_EXCEEDED", 504),
     Unauthenticated: Status("UNAUTHENTICATED", 401),
+    Forbidden: Status("PERMISSION_DENIED", 403),
     NotImplementedYet: Status("UNIMPLEMENTED", 501),
     StorageFailed: Status("UNAVAILABLE", 503),
     Disconnected: Status("UNAVAILABLE", 503),

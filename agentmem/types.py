@@ -279,6 +279,15 @@ class StartEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """How far a long prefill or restore has come, in tokens. ``restoring``: blocks are read back, not computed."""
+
+    prefilled: int
+    total: int
+    restoring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """Tokens of the reply. ``index`` counts the reply's tokens from 0; ``text`` may be empty while UTF-8 is incomplete."""
 
@@ -304,4 +313,4 @@ class FinishEvent:
     detail: str = ""
 
 
-GenerationEvent = StartEvent | TokenEvent | FinishEvent
+GenerationEvent = StartEvent | ProgressEvent | TokenEvent | FinishEvent
