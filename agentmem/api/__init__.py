@@ -1,0 +1,1 @@
+"""The gRPC surface: servicers, the stages that every call passes, and the server."""
