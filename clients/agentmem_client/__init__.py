@@ -1,1 +1,30 @@
-"""Client of the agentmem service."""
+"""Client of the agentmem service: async and sync over one implementation.
+
+    async with AsyncAgentMem("127.0.0.1:7070") as client, client.session("notes", system="Be brief.") as session:
+        async for event in session.generate("Hello"):
+            ...
+
+Answers are the records of ``agentmem.types`` and ``agentmem.views``, failures the tree of ``agentmem.errors``.
+"""
+
+from agentmem.types import FinishEvent, Message, ProgressEvent, SamplingParams, StartEvent, TokenEvent, ToolSpec, TurnInput
+from agentmem_client.client import AsyncAgentMem
+from agentmem_client.retry import RetryPolicy
+from agentmem_client.session import AsyncSession
+from agentmem_client.sync import AgentMem, Session
+
+__all__ = [
+    "AgentMem",
+    "AsyncAgentMem",
+    "AsyncSession",
+    "FinishEvent",
+    "Message",
+    "ProgressEvent",
+    "RetryPolicy",
+    "SamplingParams",
+    "Session",
+    "StartEvent",
+    "TokenEvent",
+    "ToolSpec",
+    "TurnInput",
+]
