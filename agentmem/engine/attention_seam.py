@@ -85,7 +85,7 @@ def _attend_windows(step: StepBatch, layer: int, query: Tensor, window: int, sca
         lowest = max(0, item.position - window + 1)
         keys, values = _gather(item, layer, lowest)
         rows = slice(item.start, item.stop)
-        out[:, rows] = attend_window(query[:, rows], keys, values, item.position - lowest, window, scale)
+        out[:, rows] = attend_window(query[:, rows], keys, values, offset=item.position - lowest, window=window, scale=scale)
     return out
 
 

@@ -121,8 +121,8 @@ def _plan(slices: Sequence[Slice], device: torch.device) -> tuple[tuple[PartCall
         n_slots = max(n_slots, slot + 1)
     for (_, start, stop, slot), group in shared.items():
         first, span = group[0]
-        rows: Rows = slice(first.start, first.stop)
+        where: Rows = slice(first.start, first.stop)
         if len(group) > 1:
-            rows = torch.tensor([r for item, _ in group for r in range(item.start, item.stop)], device=device)
-        calls.append(PartCall(rows, span.segment, start, stop, causal=False, slot=slot))
+            where = torch.tensor([r for item, _ in group for r in range(item.start, item.stop)], device=device)
+        calls.append(PartCall(where, span.segment, start, stop, causal=False, slot=slot))
     return tuple(calls), n_slots

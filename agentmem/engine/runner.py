@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from agentmem.engine import attention_seam
 from agentmem.engine.batch import StepBatch
@@ -14,9 +15,9 @@ from agentmem.engine.batch import StepBatch
 class Runner:
     """Holds a causal LM whose attention goes through the seam. Engine thread only."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         attention_seam.register()
-        self.model: Any = model
+        self.model: Any = model  # transformers decorates what it calls without types
         self.model.set_attn_implementation(attention_seam.NAME)
 
     @torch.inference_mode()

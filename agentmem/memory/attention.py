@@ -49,16 +49,13 @@ def attend_flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
     heads, n_q, dim = q.shape
     kv_heads, n_k, _ = k.shape
     group = heads // kv_heads
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     if causal and n_q > 1:
         keys = k[:, None].expand(kv_heads, group, n_k, dim)
         values = v[:, None].expand(kv_heads, group, n_k, dim)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q.reshape(kv_heads, group, n_q, dim), keys, values, 0.0, True, scale=scale
-        )
+        out, lse = flash(q.reshape(kv_heads, group, n_q, dim), keys, values, dropout_p=0.0, is_causal=True, scale=scale)
     else:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q.reshape(1, kv_heads, group * n_q, dim), k[None], v[None], 0.0, False, scale=scale
-        )
+        out, lse = flash(q.reshape(1, kv_heads, group * n_q, dim), k[None], v[None], dropout_p=0.0, is_causal=False, scale=scale)
     return out.reshape(heads, n_q, dim), lse.reshape(heads, n_q)
 
 
@@ -72,8 +69,9 @@ def attend_flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: floa
     queries = q.reshape(1, kv_heads, group * n_q, dim) if folded else q[None]
     keys = k[None] if folded else k[:, None].expand(kv_heads, group, n_k, dim).reshape(1, heads, n_k, dim)
     values = v[None] if folded else v[:, None].expand(kv_heads, group, n_k, dim).reshape(1, heads, n_k, dim)
-    result = torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values, 0.0, not folded, False, scale=scale)
-    return result[0].reshape(heads, n_q, dim), result[1].reshape(heads, -1)[:, : n_q if not folded else None].reshape(heads, n_q)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+    out, lse, *_ = flash(queries, keys, values, dropout_p=0.0, is_causal=not folded, return_debug_mask=False, scale=scale)
+    return out.reshape(heads, n_q, dim), lse[..., : queries.shape[2]].reshape(heads, n_q)
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> AttendFn:
@@ -87,12 +85,12 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> AttendFn:
 
 
 def merge(outs: Tensor, lses: Tensor) -> Tensor:
-    """Merge parts exactly: outs ``[parts, heads, T, D]``, lses ``[parts, heads, T]`` (-inf: the part holds nothing) -> ``[heads, T, D]``."""
+    """Merge parts exactly: outs ``[parts, heads, T, D]``, lses ``[parts, heads, T]`` (-inf: an empty part) -> ``[heads, T, D]``."""
     weights = torch.softmax(lses, dim=0)
     return (outs * weights[..., None]).sum(dim=0)
 
 
-def attend_window(q: Tensor, k: Tensor, v: Tensor, offset: int, window: int, scale: float) -> Tensor:
+def attend_window(q: Tensor, k: Tensor, v: Tensor, *, offset: int, window: int, scale: float) -> Tensor:
     """Attend within a sliding window, as one masked part.
 
     q ``[heads, T, D]``; k, v ``[kv_heads, N, D]``; query i stands at key index ``offset + i`` and sees the ``window`` keys

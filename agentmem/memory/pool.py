@@ -15,7 +15,7 @@ from agentmem.types import BlockHash
 MIN_ROWS = 64  # a new segment's smallest capacity
 
 
-class PoolFull(Exception):  # noqa: N818 - a condition the scheduler handles, never an error that users see
+class PoolFull(Exception):
     """The budget cannot hold what was asked for now, even with every idle branch spilled."""
 
 
@@ -300,9 +300,11 @@ class PinnedRows:
         self.v_parts = v_parts
         self.pins = pins
 
-    def copy_out(self) -> tuple[Tensor, Tensor]:
-        """Return contiguous host copies of K and V, ``[layers, kv_heads, tokens, head_dim]``. Any thread."""
-        return torch.cat(self.k_parts, dim=2).cpu().contiguous(), torch.cat(self.v_parts, dim=2).cpu().contiguous()
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return K and V, ``[layers, kv_heads, tokens, head_dim]``: the rows themselves where they lie in one part. Any thread."""
+        if len(self.k_parts) == 1:
+            return self.k_parts[0], self.v_parts[0]
+        return torch.cat(self.k_parts, dim=2), torch.cat(self.v_parts, dim=2)
 
 
 def _expect(ok: bool, problem: str) -> None:

@@ -88,8 +88,8 @@ class Segment:
 class Branch:
     """One session's place in the tree: the first ``length`` tokens on the path that ends in ``segment``.
 
-    ``reserved`` rows beyond the segment's capacity are promised to it; a ``busy`` branch is running and never spilled. ``alive`` turns False when the pool takes the
-    memory back; the session then restores or recomputes.
+    ``reserved`` rows beyond the segment's capacity are promised to it; a ``busy`` branch is running and never spilled. ``alive``
+    turns False when the pool takes the memory back; the session then restores or recomputes.
     """
 
     __slots__ = ("alive", "busy", "length", "reserved", "segment")

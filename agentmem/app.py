@@ -1,0 +1,162 @@
+"""The replica without its network: model, engine, stores and sessions, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from agentmem import faults
+from agentmem.api.server import ApiServer
+from agentmem.chat import Chat
+from agentmem.config import Settings
+from agentmem.engine.engine import Engine
+from agentmem.engine.model import ModelHandle, load_model
+from agentmem.engine.restore import Restorer
+from agentmem.engine.runner import Runner
+from agentmem.engine.scheduler import Limits
+from agentmem.memory.pool import KVPool
+from agentmem.memory.segment import KVShape
+from agentmem.sessions.generation import Generator
+from agentmem.sessions.housekeeping import Housekeeper
+from agentmem.sessions.inputs import ModelLimits
+from agentmem.sessions.manager import SessionManager
+from agentmem.sessions.sealer import Sealer
+from agentmem.sessions.table import ModelIdentity, SessionTable
+from agentmem.stores.archive import Archive
+from agentmem.stores.blocks import BlockFiles
+from agentmem.stores.ledger import Ledger
+from agentmem.stores.records import BlockHeader
+from agentmem.telemetry import Metrics, setup_logging
+from agentmem_workers.local import LocalExecutor
+
+FORMAT_VERSION = 1
+KV_SHARE = 0.5  # of the memory that is free once the model is loaded, when memory.kv_bytes is auto
+
+
+@dataclass(slots=True)
+class Core:
+    """A running replica without its network. ``close`` ends it in order: new work, engine, stores."""
+
+    manager: SessionManager
+    engine: Engine
+    ledger: Ledger
+    archive: Archive
+    executor: LocalExecutor
+    model: ModelHandle
+    housekeeper: Housekeeper
+
+    async def close(self, seconds: float) -> None:
+        """Let replies end for up to ``seconds``, commit what they have, stop every thread."""
+        await self.manager.drain(seconds)
+        await self.housekeeper.stop()
+        await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self.executor.close)
+        await asyncio.to_thread(self.ledger.close)
+
+
+def load_handle(settings: Settings, progress: Callable[[str, float], None] | None = None) -> ModelHandle:
+    """Load the model that ``settings`` name. Errors as ``load_model``."""
+    model = settings.model
+    return load_model(model.id, dtype=model.dtype, device=model.device, cache_dir=model.cache_dir, threads=model.threads, progress=progress)
+
+
+def build_core(settings: Settings, model: ModelHandle) -> Core:
+    """Wire a replica around a loaded model and start its engine. Call on the event loop that will use it."""
+    shape = KVShape(model.layers, model.kv_heads, model.head_dim, model.dtype, model.device)
+    dtype = str(model.dtype).removeprefix("torch.")
+    state = settings.storage.state_dir
+    secret = read_secret(state)
+    ledger = Ledger(state / "meta.sqlite")
+    header = BlockHeader(
+        format_version=FORMAT_VERSION,
+        fingerprint=model.fingerprint,
+        dtype=dtype,
+        layers=model.layers,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        first_token=0,
+        n_tokens=settings.memory.block_tokens,
+        rope=str(getattr(model.config, "rope_parameters", None)),
+    )
+    files = BlockFiles(state / "blocks", quarantine=state / "quarantine")
+    memory = settings.memory
+    archive = Archive(files, ledger, header=header, host_bytes=int(memory.host_bytes), disk_bytes=int(settings.storage.disk_bytes))
+    pool = KVPool(shape, kv_budget(settings, model.device), memory.block_tokens)
+    limits = Limits(memory.max_running, memory.max_queue, memory.max_batch_tokens, max(memory.max_batch_tokens, 2048))
+    engine = Engine(Runner(model.model), pool, Restorer(archive, memory.block_tokens), limits)
+    executor = LocalExecutor()
+    identity = ModelIdentity(model.name, model.fingerprint, model.parts.tokenizer, dtype)
+    table = SessionTable(ledger, engine, identity, secret, memory.block_tokens)
+    sealer = Sealer(engine, archive, ledger, executor, keep_blocks=settings.storage.kv_archive)
+    max_context = min(settings.model.max_context or model.max_context, model.max_context)
+    chat = Chat(model.tokenizer, model.eos_token_ids)
+    generator = Generator(engine, chat, sealer, ModelLimits(model.vocab_size, max_context), settings.server.resume_seconds)
+    manager = SessionManager(table, generator, sealer, archive)
+    housekeeper = Housekeeper(manager, settings.storage)
+    engine.start()
+    housekeeper.start()
+    return Core(manager, engine, ledger, archive, executor, model, housekeeper)
+
+
+def kv_budget(settings: Settings, device: torch.device) -> int:
+    """Return the bytes that K and V may take on the device."""
+    if settings.memory.kv_bytes != "auto":
+        return int(settings.memory.kv_bytes)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(free * KV_SHARE)
+
+
+def read_secret(state_dir: Path) -> bytes:
+    """Return the server's secret, 32 bytes, made on first use and readable by its owner only."""
+    path = state_dir / "secret"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    state_dir.mkdir(parents=True, exist_ok=True)
+    temp = state_dir / f"secret.{os.getpid()}.tmp"
+    with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(32))
+        file.flush()
+        os.fsync(file.fileno())
+    temp.rename(path)
+    return path.read_bytes()
+
+
+async def run_server(settings: Settings, model: ModelHandle, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM, SIGINT or AdminService.Drain; ``on_ready`` gets the address. A second signal ends at once."""
+    loop = asyncio.get_running_loop()
+    stopping: asyncio.Future[float | None] = loop.create_future()
+
+    def request_drain(seconds: float | None = None) -> None:
+        if stopping.done():
+            os._exit(130)
+        stopping.set_result(seconds)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, request_drain)
+    core = build_core(settings, model)
+    server = ApiServer(core.manager, settings.server, metrics=Metrics(), request_drain=request_drain)
+    try:
+        await server.start()
+        on_ready(server.address)
+        seconds = await stopping
+    finally:
+        grace = settings.server.drain_seconds if not stopping.done() or stopping.result() is None else float(stopping.result() or 0.0)
+        await server.drain(grace)
+        await core.close(grace)
+
+
+def serve(settings: Settings, on_ready: Callable[[str], None] = print) -> None:
+    """Load the model and serve until told to stop. Raises AgentMemError subclasses when it cannot start."""
+    faults.arm_from_env()
+    setup_logging(settings.log.level, settings.log.format, prompt_text=settings.log.prompt_text)
+    model = load_handle(settings)
+    asyncio.run(run_server(settings, model, on_ready))

@@ -1,0 +1,74 @@
+"""Brings archived blocks back to the device, on its own threads, into rows that the engine has claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agentmem.memory.segment import Segment
+from agentmem.stores.records import BlockUnavailable, LoadedBlock
+from agentmem.types import BlockHash, MissReason, Tier
+
+
+class Archive(Protocol):
+    """Where blocks are kept when they leave the device. Thread safe."""
+
+    def load(self, block_hash: BlockHash) -> LoadedBlock:
+        """Return a verified block. Raises BlockUnavailable with the reason."""
+
+    def contains(self, block_hash: BlockHash) -> bool:
+        """Return whether ``load`` is worth trying. Cheap."""
+
+
+@dataclass(slots=True)
+class Restored:
+    """What a restore brought back: tokens by tier, blocks in all, and why it stopped early."""
+
+    num_blocks: int = 0
+    tokens: dict[Tier, int] = field(default_factory=dict)
+    reason: MissReason = MissReason.NONE
+    detail: str = ""
+
+
+class Restorer:
+    """Loads runs of blocks; ``done`` is called on the loader's thread."""
+
+    def __init__(self, archive: Archive, block_tokens: int, threads: int = 2) -> None:
+        self.archive = archive
+        self.block_tokens = block_tokens
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="restore")
+
+    def start(
+        self, names: Sequence[BlockHash], segment: Segment, row: int, wanted: Callable[[], bool], done: Callable[[Restored], None]
+    ) -> None:
+        """Load ``names`` in order into ``segment`` from ``row`` on, stopping at the first that is unavailable.
+
+        ``wanted`` is asked before each block; False stops. The rows must stay claimed until ``done`` was called.
+        """
+        self._threads.submit(self._load, list(names), segment, row, wanted, done)
+
+    def _load(
+        self, names: list[BlockHash], segment: Segment, row: int, wanted: Callable[[], bool], done: Callable[[Restored], None]
+    ) -> None:
+        result = Restored()
+        try:
+            for index, name in enumerate(names):
+                if not wanted():
+                    break
+                block = self.archive.load(name)
+                start = row + index * self.block_tokens
+                segment.k[:, :, start : start + self.block_tokens] = block.k
+                segment.v[:, :, start : start + self.block_tokens] = block.v
+                result.num_blocks += 1
+                result.tokens[block.tier] = result.tokens.get(block.tier, 0) + self.block_tokens
+        except BlockUnavailable as error:
+            result.reason, result.detail = error.reason, error.detail
+        except Exception as error:  # noqa: BLE001 - whatever broke, the tokens can be computed; the report says what it was
+            result.reason, result.detail = MissReason.CORRUPT, f"{type(error).__name__}: {error}"
+        done(result)
+
+    def close(self) -> None:
+        """Wait for loads under way and end the threads."""
+        self._threads.shutdown(wait=True)

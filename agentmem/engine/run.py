@@ -1,0 +1,139 @@
+"""One reply in the making: what was asked, how far it is, what came out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from agentmem.errors import AgentMemError
+from agentmem.memory.hashing import Chain
+from agentmem.memory.segment import Branch
+from agentmem.types import FinishReason, MissReason, RequestId, ReuseReport, SamplingParams, TenantId, Tier, TokenLogprob
+
+
+class ReplyText(Protocol):
+    """Turns generated ids into text and finds stop strings; one per run, used by the engine thread only."""
+
+    def push(self, token_id: int) -> str:
+        """Return the text that became certain with this token; "" while a stop string or UTF-8 may be incomplete."""
+
+    def finish(self) -> str:
+        """Return what was held back, when the reply ends without a stop string."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has appeared."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What the engine must do for one call.
+
+    ``chain``: every token of the context; the run owns it and appends what it generates. ``branch``: the session's resident
+    memory, which the run takes over, or None. ``sampling`` None only computes K and V. ``computed_before``: leading tokens whose
+    K and V this session has had before, so that a miss among them can be explained; ``hint`` is the reason (and detail) when it is known.
+    ``max_length``: tokens the context may reach. ``deadline``: ``time.monotonic`` seconds.
+    """
+
+    request_id: RequestId
+    tenant: TenantId
+    chain: Chain
+    branch: Branch | None = None
+    sampling: SamplingParams | None = None
+    seed: int = 0
+    end_token_ids: frozenset[int] = frozenset()
+    reply_text: Callable[[], ReplyText] | None = None
+    max_length: int = 0
+    computed_before: int = 0
+    hint: tuple[MissReason, str] | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One generated token, the text that became certain with it, and its log probabilities if asked for."""
+
+    token_id: int
+    text: str
+    logprob: TokenLogprob | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class RunState(Enum):
+    """Where a run is; HELD waits for another run that is computing the same prefix."""
+
+    WAITING = auto()
+    HELD = auto()
+    RESTORING = auto()
+    RUNNING = auto()
+    DONE = auto()
+
+
+class Run:
+    """The engine thread writes, readers on the event loop follow by ``changed``; lists only ever grow."""
+
+    def __init__(self, request: EngineRequest, loop: asyncio.AbstractEventLoop) -> None:
+        self.request = request
+        self.chain = request.chain
+        self.prompt_length = len(request.chain)
+        self.branch: Branch | None = request.branch
+        self.state = RunState.WAITING
+        self.outputs: list[Output] = []
+        self.tail_text = ""  # held back until the reply ended
+        self.num_published = 0  # full blocks of the chain that were made findable
+        self.finish_reason: FinishReason | None = None
+        self.error: AgentMemError | None = None
+        self.cancel_reason: FinishReason | None = None  # set by any thread, seen by the engine at the next step
+        self.reused = dict.fromkeys(Tier, 0)
+        self.explained = False  # ``reused`` and ``miss`` are final
+        self.miss: tuple[MissReason, str] = (MissReason.NONE, "")
+        self.reply_text = request.reply_text() if request.reply_text else None
+        self.created = time.monotonic()
+        self.started = 0.0
+        self.first_token = 0.0
+        self.finished = 0.0
+        self.num_steps = 0
+        self._loop = loop
+        self._changed = asyncio.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state is RunState.DONE
+
+    @property
+    def pending(self) -> list[int]:
+        """Tokens whose K and V are still to be computed."""
+        return self.chain.tokens[self.branch.length if self.branch else 0 :]
+
+    def reuse_report(self) -> ReuseReport:
+        """Return where the prompt's tokens came from, as known once the run has started."""
+        read = sum(self.reused.values())
+        return ReuseReport(
+            device=self.reused[Tier.DEVICE],
+            host=self.reused[Tier.HOST],
+            disk=self.reused[Tier.DISK],
+            peer=self.reused[Tier.PEER],
+            computed=self.prompt_length - read,
+            reason=self.miss[0],
+            detail=self.miss[1],
+        )
+
+    @property
+    def news(self) -> asyncio.Event:
+        """The event that the next news sets: take it, look at the run, then wait for it. Event loop only."""
+        return self._changed
+
+    def wake(self) -> None:
+        """Tell every reader that there is news. Event loop only."""
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    def wake_threadsafe(self) -> None:
+        """Tell every reader, from the engine thread; does nothing once the loop is closed."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.wake)

@@ -1,0 +1,220 @@
+"""Who runs, who waits: admission by memory, fairness across tenants, single-flight prefixes, and the plan of each step."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from agentmem.engine.batch import Work
+from agentmem.engine.run import Run, RunState
+from agentmem.errors import Overloaded
+from agentmem.memory.pool import KVPool, PoolFull
+from agentmem.memory.segment import Branch
+from agentmem.types import BlockHash, FinishReason, TenantId, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the engine takes on: runs at once, runs waiting, tokens of prefill in a step (more when nobody decodes)."""
+
+    max_running: int = 64
+    max_queue: int = 256
+    max_batch_tokens: int = 512
+    idle_batch_tokens: int = 2048
+
+
+class Scheduler:
+    """Bookkeeping only: no tensors, no threads. Engine thread only."""
+
+    def __init__(self, pool: KVPool, limits: Limits) -> None:
+        self.pool = pool
+        self.limits = limits
+        self.running: list[Run] = []
+        self.restoring: set[Run] = set()
+        self._queues: OrderedDict[TenantId, deque[Run]] = OrderedDict()
+        self._flights: dict[BlockHash, Run] = {}
+
+    # -- queue --------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Runs that were accepted and not yet started."""
+        return sum(len(queue) for queue in self._queues.values())
+
+    @property
+    def active(self) -> list[Run]:
+        """Runs that hold memory: running or restoring."""
+        return [*self.running, *self.restoring]
+
+    def enqueue(self, run: Run) -> None:
+        """Put ``run`` at the end of its tenant's queue. Raises Overloaded when too many wait."""
+        waiting = self.num_waiting
+        if waiting >= self.limits.max_queue:
+            raise Overloaded(f"{waiting} requests wait, the limit is {self.limits.max_queue}", reason="QUEUE_FULL", retry_after=1.0)
+        self._queues.setdefault(run.request.tenant, deque()).append(run)
+
+    def waiting(self) -> Iterator[Run]:
+        """Yield waiting runs in the order of admission: one of each tenant in turn."""
+        queues = [iter(tuple(queue)) for queue in self._queues.values()]
+        while queues:
+            for queue in list(queues):
+                run = next(queue, None)
+                if run is None:
+                    queues.remove(queue)
+                else:
+                    yield run
+
+    def drop(self, run: Run) -> None:
+        """Take ``run`` out of whatever list it is in and end its flights."""
+        queue = self._queues.get(run.request.tenant)
+        if queue is not None and run in queue:
+            queue.remove(run)
+            if not queue:
+                del self._queues[run.request.tenant]
+        if run in self.running:
+            self.running.remove(run)
+        self.restoring.discard(run)
+        for name in [name for name, owner in self._flights.items() if owner is run]:
+            del self._flights[name]
+
+    # -- admission ----------------------------------------------------------------------------------------------------
+
+    def admit(self) -> list[Run]:
+        """Start every waiting run that fits and return them; each holds its branch and its reserve.
+
+        A run whose next block another run is computing is HELD and passed over. The first that lacks memory ends the round,
+        so that large requests are not starved by small ones.
+        """
+        admitted = []
+        for run in self.waiting():
+            if len(self.running) + len(self.restoring) >= self.limits.max_running:
+                break
+            self._match(run)
+            if self._flight_of(run) is not None:
+                run.state = RunState.HELD
+                continue
+            try:
+                self.pool.reserve(self._branch(run), self.rows_ahead(run))
+            except PoolFull:
+                run.state = RunState.WAITING
+                self.pool.set_idle(self._branch(run))
+                break
+            self._start(run)
+            admitted.append(run)
+        return admitted
+
+    def impossible(self) -> list[tuple[Run, int]]:
+        """Return the waiting runs that could never fit, with the bytes each needs, were every other branch gone."""
+        row = self.pool.shape.row_bytes
+        return [(run, n * row) for run in self.waiting() if (n := self._total_rows(run)) * row > self.pool.budget_bytes]
+
+    def _branch(self, run: Run) -> Branch:
+        if run.branch is None:
+            run.branch = self.pool.match([])
+        return run.branch
+
+    def _match(self, run: Run) -> None:
+        """Give ``run`` the longest resident prefix: its session's own branch or one that another session left."""
+        if run.branch is not None and not run.branch.alive:
+            run.branch = None
+        usable = len(run.chain) - 1 if run.request.sampling is not None else len(run.chain)
+        own = run.branch.length if run.branch is not None else 0
+        first = own // self.pool.block_tokens
+        if first < len(run.chain.hashes) and (run.branch is None or self.pool.holds(run.chain.hashes[first])):
+            found = self.pool.match(run.chain.hashes)
+            if found.length > own:
+                if run.branch is not None:
+                    self.pool.release(run.branch)
+                run.branch = found
+            else:
+                self.pool.release(found)
+        branch = self._branch(run)
+        if branch.length > usable:
+            self.pool.truncate(branch, usable)
+
+    def _flight_of(self, run: Run) -> Run | None:
+        index = self._branch(run).length // self.pool.block_tokens
+        if index >= len(run.chain.hashes):
+            return None
+        owner = self._flights.get(run.chain.hashes[index])
+        return owner if owner is not run else None
+
+    def rows_ahead(self, run: Run) -> int:
+        """Return how many more rows ``run`` may write: the rest of its prompt and the longest reply it may give."""
+        return self._total_rows(run) - self._branch(run).length
+
+    def _total_rows(self, run: Run) -> int:
+        sampling = run.request.sampling
+        if sampling is None:
+            return run.prompt_length
+        return min(run.prompt_length + sampling.max_tokens, run.request.max_length)
+
+    def _start(self, run: Run) -> None:
+        queue = self._queues[run.request.tenant]
+        queue.remove(run)
+        if queue:
+            self._queues.move_to_end(run.request.tenant)
+        else:
+            del self._queues[run.request.tenant]
+        run.reused[Tier.DEVICE] = self._branch(run).length
+        for name in run.chain.hashes[self._branch(run).length // self.pool.block_tokens :]:
+            self._flights.setdefault(name, run)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def begin(self, run: Run) -> None:
+        """Let an admitted (or restored) run take part in steps."""
+        self.restoring.discard(run)
+        run.state = RunState.RUNNING
+        run.num_published = self._branch(run).length // self.pool.block_tokens
+        run.started = run.started or time.monotonic()
+        self.running.append(run)
+
+    def landed(self, run: Run, names: Iterable[BlockHash]) -> None:
+        """Note that blocks are published: runs held for them may start."""
+        for name in names:
+            if self._flights.get(name) is run:
+                del self._flights[name]
+
+    def plan(self) -> list[tuple[Run, Work]]:
+        """Choose the next step's tokens: every decoding run first, then prefill chunks up to the token budget."""
+        decoding = [run for run in self.running if len(run.chain) - self._branch(run).length == 1]
+        step = [(run, self._work(run, 1)) for run in decoding]
+        prefilling = [run for run in self.running if len(run.chain) - self._branch(run).length > 1]
+        budget = self.limits.max_batch_tokens if decoding else self.limits.idle_batch_tokens
+        left = len(prefilling)
+        for run in prefilling:
+            share = max(1, budget // left)
+            missing = len(run.chain) - self._branch(run).length
+            count = min(missing, share)
+            step.append((run, self._work(run, count)))
+            budget -= count
+            left -= 1
+            if budget <= 0:
+                break
+        if prefilling:  # whoever was cut off comes first next time
+            self.running.remove(prefilling[0])
+            self.running.append(prefilling[0])
+        return step
+
+    def _work(self, run: Run, count: int) -> Work:
+        start = self._branch(run).length
+        last = start + count == len(run.chain) and run.request.sampling is not None
+        expect = len(run.chain) - start + 1 if count > 1 else 0
+        return Work(self._branch(run), run.chain.tokens[start : start + count], (count - 1,) if last else (), expect)
+
+    def expired(self, now: float) -> list[tuple[Run, FinishReason]]:
+        """Return the runs that were cancelled or whose deadline has passed, with the reason."""
+        ended = []
+        for run in [*self.waiting(), *self.active]:
+            if run.cancel_reason is not None:
+                ended.append((run, run.cancel_reason))
+            elif run.request.deadline is not None and now >= run.request.deadline:
+                ended.append((run, FinishReason.DEADLINE))
+        return ended
+
+    def next_deadline(self) -> float | None:
+        """Return the earliest deadline of any waiting or active run, ``time.monotonic`` seconds."""
+        return min((r.request.deadline for r in [*self.waiting(), *self.active] if r.request.deadline is not None), default=None)

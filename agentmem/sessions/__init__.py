@@ -1,0 +1,1 @@
+"""Sessions: who owns what, one writer at a time, and the ledger that is the truth."""

@@ -1,0 +1,131 @@
+"""Fork and rollback, and the fork that a resent conversation needs when it leaves the ledger."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from agentmem.chat import match_history
+from agentmem.errors import InvalidInput, StorageFailed
+from agentmem.memory.pool import KVPool
+from agentmem.memory.segment import Branch
+from agentmem.sessions.sealer import Sealer
+from agentmem.sessions.session import Session
+from agentmem.sessions.table import SessionTable
+from agentmem.stores.archive import Archive
+from agentmem.types import Message, MissReason, SessionId, TurnInput
+from agentmem.views import ChangeKind
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """``at_turn``: the last turn that is equal, when the conversation left the ledger after it; None when it only goes on.
+
+    ``num_known``: leading messages of the conversation that need not be added. ``detail`` names the first difference.
+    """
+
+    num_known: int
+    at_turn: int | None = None
+    detail: str = ""
+
+
+def divergence(session: Session, incoming: Sequence[Message]) -> Divergence:
+    """Compare a whole conversation with the session, system prompt included.
+
+    Raises InvalidInput when the system prompt differs: it belongs to the session, so another one needs another session.
+    """
+    skipped = 0
+    if incoming and incoming[0].role == "system" and session.record.system:
+        if incoming[0].content != session.record.system:
+            raise InvalidInput("messages[0] is another system prompt than the session's; create a session with it")
+        skipped = 1
+    match = match_history(session.messages, incoming[skipped:])
+    if match.diverged_at is None:
+        return Divergence(skipped + match.n_equal)
+    known, at_turn = 0, 0
+    for turn in session.turns[1:]:
+        if known + len(turn.messages) > match.n_equal:
+            break
+        known += len(turn.messages)
+        at_turn = turn.index
+    return Divergence(skipped + known, at_turn, match.detail)
+
+
+class Brancher:
+    """Event loop only. Callers shield these calls: half a fork is not a state."""
+
+    def __init__(self, table: SessionTable, sealer: Sealer, archive: Archive) -> None:
+        self.table = table
+        self.sealer = sealer
+        self.archive = archive
+
+    async def fork(self, source: Session, at_turn: int | None, new_id: str | None, labels: Mapping[str, str] | None) -> Session:
+        """Return a new session with turns 0 to ``at_turn`` of ``source`` (default: all). Copies no K and no V."""
+        turn = at_turn if at_turn is not None else len(source.turns) - 1
+        length = source.length_at(turn)
+        if any(index <= turn for index in source.unsaved):
+            raise StorageFailed("the session is not durable yet, so it cannot be forked", retry_after=1.0)
+        now = time.time()
+        ttl = source.record.ttl_seconds
+        record = replace(
+            source.record,
+            id=SessionId(new_id or f"s-{secrets.token_hex(8)}"),
+            labels=dict(source.record.labels if labels is None else labels),
+            parent=source.record.id,
+            parent_turn=turn,
+            epoch=1,
+            created_at=now,
+            updated_at=now,
+            expires_at=now + ttl if ttl else 0.0,
+        )
+        forked = Session(record, list(source.turns[: turn + 1]), source.chain.copy(length))
+        forked.computed = min(length, source.computed)
+        forked.num_saved_blocks = min(source.num_saved_blocks, len(forked.chain.hashes))
+        await self.table.off_loop(self.table.ledger.fork_session, source.record.id, record, turn)
+        # Rows of a session that is being written may be claimed and not yet filled; its fork finds the finished blocks by hash.
+        if source.writer is None and source.branch is not None:
+            forked.branch = await self.table.engine.call(_fork_branch, self.table.engine.pool, source.branch, length)
+        self.table.add(forked)
+        return forked
+
+    async def rollback(self, session: Session, to_turn: int) -> Session:
+        """Drop every turn after ``to_turn``. Raises SessionBusy, NotFound, StorageFailed while the session is not durable."""
+        with session.writing("RollbackSession"):
+            length = session.length_at(to_turn)
+            if session.unsaved and not await self.sealer.commit(session):
+                raise StorageFailed("the session is not durable yet, so it cannot be rolled back", retry_after=1.0)
+            record = session.record
+            gone = await self.table.off_loop(self.table.ledger.truncate, record.tenant, record.id, record.epoch, to_turn)
+            del session.turns[to_turn + 1 :]
+            session.chain.truncate(length)
+            session.computed = min(session.computed, length)
+            session.replies.clear()
+            if session.branch is not None:
+                await self.table.engine.call(_cut_branch, self.table.engine.pool, session.branch, length)
+            await self.table.off_loop(self.archive.erase, gone)
+            await self.table.count_saved(session)
+        session.notify(ChangeKind.ROLLED_BACK, to_turn)
+        return session
+
+    async def match(self, session: Session, given: TurnInput) -> tuple[Session, TurnInput]:
+        """Match a resent conversation: return what of it is new, and the session, or the fork of it, that it goes on."""
+        diverged = divergence(session, given.messages)
+        if diverged.at_turn is not None:
+            session = await self.fork(session, diverged.at_turn, None, None)
+            session.hint = (MissReason.HISTORY_CHANGED, diverged.detail)
+        return session, TurnInput(messages=given.messages[diverged.num_known :])
+
+
+def _fork_branch(pool: KVPool, branch: Branch, length: int) -> Branch | None:
+    if not branch.alive or branch.busy:
+        return None
+    forked = pool.fork(branch, min(length, branch.length))
+    pool.set_idle(forked)
+    return forked
+
+
+def _cut_branch(pool: KVPool, branch: Branch, length: int) -> None:
+    if branch.alive:
+        pool.truncate(branch, min(length, branch.length))

@@ -1,0 +1,305 @@
+"""Append and Generate: from what a call adds to a committed turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+from agentmem.chat import Chat
+from agentmem.engine.engine import Engine
+from agentmem.engine.run import EngineRequest, Run
+from agentmem.engine.stopping import ReplyText
+from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, InvalidInput
+from agentmem.memory.pool import KVPool
+from agentmem.memory.segment import Branch
+from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
+from agentmem.sessions.replay import replay
+from agentmem.sessions.reply import Reply
+from agentmem.sessions.sealer import Sealer
+from agentmem.sessions.session import Session
+from agentmem.sessions.tasks import Tasks
+from agentmem.types import (
+    FinishEvent,
+    FinishReason,
+    GenerationEvent,
+    MissReason,
+    RequestId,
+    SamplingParams,
+    Turn,
+    TurnInput,
+    TurnState,
+)
+from agentmem.views import AppendResult, ChangeKind
+
+log = logging.getLogger(__name__)
+LOST = (MissReason.EVICTED, MissReason.MISSING, MissReason.CORRUPT, MissReason.MODEL_CHANGED, MissReason.TEMPLATE_CHANGED)
+MAX_REPLIES = 16  # finished replies that a session keeps for their request ids; older ones are replayed from the ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One Generate call, checked: what to add, how to sample, under which name, until when (``time.monotonic``)."""
+
+    given: TurnInput
+    params: SamplingParams
+    request_id: RequestId | None = None
+    resume_after: int = 0
+    deadline: float | None = None
+
+
+class Generator:
+    """Drives replies. Event loop only; each reply has one task, which outlives its readers."""
+
+    def __init__(self, engine: Engine, chat: Chat, sealer: Sealer, limits: ModelLimits, resume_seconds: float) -> None:
+        self.engine = engine
+        self.chat = chat
+        self.sealer = sealer
+        self.limits = limits
+        self.resume_seconds = resume_seconds
+        self.draining = False
+        self.tasks = Tasks()
+
+    # -- Append -------------------------------------------------------------------------------------------------------
+
+    async def append(self, session: Session, given: TurnInput, request_id: RequestId | None) -> AppendResult:
+        """Add ``given`` to the open turn, compute its K and V, commit. The session is unchanged when anything raises."""
+        return await self.tasks.finish(self._append(session, given, request_id))
+
+    async def _append(self, session: Session, given: TurnInput, request_id: RequestId | None) -> AppendResult:
+        self._refuse_when_draining()
+        check_input(session, given, self.limits)
+        if not (given.messages or given.text or given.token_ids):
+            raise InvalidInput("nothing to append: messages, text and token_ids are empty")
+        digest = digest_of(given, None)
+        with session.writing("Append"):
+            done = _appended(session, request_id, digest)
+            if done is not None:
+                return done
+            added = await asyncio.to_thread(encode_input, self.chat, session, given, reply=False)
+            check_length(session, len(added), self.limits, reply=False)
+            run = await self._submit(session, added, None, request_id, None)
+            while not run.done:
+                await run.news.wait()
+            if run.error is not None or run.finish_reason is not FinishReason.STOP:
+                await self._step_back(session, run)
+                raise run.error or Cancelled("cancelled; the session is unchanged")
+            turn = _extended(session, given, added, request_id, digest)
+            self._adopt(session, run, turn)
+            durable = await self.sealer.commit(session)
+            session.notify(ChangeKind.APPENDED, turn.index, self.engine.pool.shape.row_bytes)
+        return AppendResult(turn.index, len(added), len(session.chain), durable)
+
+    # -- Generate -----------------------------------------------------------------------------------------------------
+
+    async def generate(self, session: Session, asked: Asked) -> AsyncGenerator[GenerationEvent]:
+        """Yield the events of a new reply, of one under way with the same ``request_id``, or of one in the ledger."""
+        digest = digest_of(asked.given, asked.params)
+        known = session.replies.get(asked.request_id) if asked.request_id else None
+        if known is None and asked.request_id:
+            turn = next((t for t in session.turns if t.request_id == asked.request_id and t.reply_start is not None), None)
+            if turn is not None:
+                _same_request(turn.input_digest, digest)
+                for event in replay(session, turn, self.chat, asked.resume_after):
+                    yield event
+                return
+        if known is not None:
+            _same_request(known.digest, digest)
+        else:
+            known = await self._started(session, asked, digest)
+        events = known.events(self.engine, after=asked.resume_after, keep_alone=asked.request_id is not None)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _started(self, session: Session, asked: Asked, digest: str) -> Reply:
+        start = self.tasks.spawn(self._start(session, asked, digest))
+        try:
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            if asked.request_id is None:
+                start.add_done_callback(self._cancel_started)
+            raise
+
+    def _cancel_started(self, start: asyncio.Task[Reply]) -> None:
+        if not start.cancelled() and start.exception() is None:
+            self.engine.cancel(start.result().run)
+
+    async def _start(self, session: Session, asked: Asked, digest: str) -> Reply:
+        """Check everything, claim the session and hand the work to the engine. The session is unchanged when this raises."""
+        self._refuse_when_draining()
+        check_input(session, asked.given, self.limits)
+        session.claim("Generate")
+        try:
+            added = await asyncio.to_thread(encode_input, self.chat, session, asked.given, reply=True)
+            check_length(session, len(added), self.limits, reply=True)
+            name = asked.request_id or RequestId(secrets.token_hex(8))
+            run = await self._submit(session, added, asked, name, asked.deadline)
+        except BaseException:
+            session.unclaim()
+            raise
+        turn_index = session.open_turn.index if session.open_turn else len(session.turns)
+        reply = Reply(run, session_id=session.record.id, request_id=name, digest=digest, turn_index=turn_index, input_tokens=len(added))
+        session.replies[name] = reply
+        while len(session.replies) > MAX_REPLIES:
+            session.replies.popitem(last=False)
+        self.tasks.spawn(self._drive(session, reply, asked, added))
+        session.notify(ChangeKind.GENERATING, turn_index)
+        return reply
+
+    async def _drive(self, session: Session, reply: Reply, asked: Asked, added: list[int]) -> None:
+        """Follow one reply to its end, commit its turn, free the session. The task that nobody has to wait for."""
+        finish: FinishEvent | None = None
+        error: AgentMemError | None = None
+        try:
+            await reply.run_to_end()
+            finish = await self._seal(session, reply, asked, added)
+        except AgentMemError as raised:
+            error = raised
+            await self._step_back(session, reply.run)
+            session.replies.pop(reply.request_id, None)  # nothing was generated: the same request may be tried again
+        except Exception as raised:
+            log.exception("reply %s of session %s broke", reply.request_id, session.record.id)
+            error = InternalError(f"the reply broke: {type(raised).__name__}")
+        finally:
+            session.unclaim()
+            reply.close(finish, error)
+
+    async def _seal(self, session: Session, reply: Reply, asked: Asked, added: list[int]) -> FinishEvent:
+        run = reply.run
+        text = reply.text()
+        generated = [output.token_id for output in run.outputs]
+        message = None if session.is_raw else self.chat.reply(generated, text)
+        messages = (*asked.given.messages, *((message,) if message else ()))
+        turn = _extended(session, replace(asked.given, messages=messages), added, asked.request_id, reply.digest)
+        turn = replace(
+            turn,
+            token_ids=(*turn.token_ids, *generated),
+            reply_start=len(turn.token_ids),
+            state=TurnState.SEALED,
+            finish_reason=run.finish_reason,
+            usage=reply.usage(),
+            reuse=run.reuse_report(),
+        )
+        self._adopt(session, run, turn)
+        durable = await self.sealer.commit(session)
+        session.notify(ChangeKind.GENERATED, turn.index, self.engine.pool.shape.row_bytes)
+        return FinishEvent(
+            turn_index=turn.index,
+            finish_reason=run.finish_reason or FinishReason.STOP,
+            message=message,
+            text=text,
+            usage=turn.usage,
+            reuse=turn.reuse,
+            fidelity=turn.fidelity,
+            durable=durable,
+            detail="" if durable else f"not durable yet: {next(iter(session.unsaved.values()), '')}",
+        )
+
+    # -- both ---------------------------------------------------------------------------------------------------------
+
+    async def _submit(self, session: Session, added: list[int], asked: Asked | None, name: RequestId | None, deadline: float | None) -> Run:
+        chain = session.chain.copy()
+        chain.extend(added)
+        sampling = asked.params if asked else None
+        return await self.engine.submit(
+            EngineRequest(
+                request_id=name or RequestId(""),
+                tenant=session.record.tenant,
+                chain=chain,
+                branch=session.branch,
+                sampling=sampling,
+                seed=_seed(session, sampling, asked.request_id if asked else None),
+                end_token_ids=self.chat.eos_token_ids,
+                reply_text=(lambda: ReplyText(self.chat.detokenizer(), sampling.stop)) if sampling else None,
+                max_length=self.limits.max_context,
+                computed_before=session.computed,
+                hint=session.hint,
+                deadline=deadline,
+            )
+        )
+
+    def _adopt(self, session: Session, run: Run, turn: Turn) -> None:
+        """Make what ``run`` did the session's state."""
+        branch: Branch | None = run.branch
+        session.branch = branch
+        session.chain = run.chain
+        session.computed = branch.length if branch is not None and branch.alive else max(0, len(run.chain) - 1)
+        if run.miss[0] in LOST:  # what was lost and is computed again shall be archived again
+            session.num_saved_blocks = min(session.num_saved_blocks, sum(run.reused.values()) // run.chain.block_tokens)
+        session.hint = None
+        session.put_turn(turn)
+
+    async def _step_back(self, session: Session, run: Run) -> None:
+        """Take the memory back from a run that came to nothing, without the rows that the session does not know of."""
+        branch = run.branch
+        session.branch = branch
+        if branch is not None and branch.alive:
+            await self.engine.call(_truncate, self.engine.pool, branch, len(session.chain))
+
+    def _refuse_when_draining(self) -> None:
+        if self.draining:
+            raise Draining("the server is shutting down", retry_after=1.0)
+
+    async def drain(self, seconds: float, sessions: list[Session]) -> None:
+        """Take no new work; wait up to ``seconds`` for replies to end, then cancel them, which commits what they have."""
+        self.draining = True
+        await self.tasks.wait(seconds)
+        for session in sessions:
+            for reply in session.replies.values():
+                if not reply.run.done:
+                    self.engine.cancel(reply.run)
+        await self.tasks.wait(None)
+
+    def forget_replies(self, session: Session, now: float) -> None:
+        """Drop finished replies that nobody came back for in time; cancel detached ones that nobody follows."""
+        for name, reply in list(session.replies.items()):
+            if reply.closed_at is not None and reply.num_readers == 0 and now - reply.closed_at > self.resume_seconds:
+                del session.replies[name]
+
+
+def _truncate(pool: KVPool, branch: Branch, length: int) -> None:
+    pool.truncate(branch, min(branch.length, length))
+
+
+def _seed(session: Session, params: SamplingParams | None, request_id: RequestId | None) -> int:
+    """Return the seed: the one given, else one that a retry of the same request gives again, else a random one."""
+    if params is None:
+        return 0
+    if params.seed is not None:
+        return params.seed
+    if request_id is not None:
+        digest = hashlib.sha256(f"{session.record.id}/{request_id}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+    return secrets.randbits(63)
+
+
+def _same_request(before: str, now: str) -> None:
+    if before != now:
+        raise InvalidInput("request_id was used for another request in this session; use a new one", reason="REQUEST_ID_REUSED")
+
+
+def _extended(session: Session, given: TurnInput, added: list[int], request_id: RequestId | None, digest: str) -> Turn:
+    """Return the open turn with ``given`` added, or a new turn that holds it."""
+    turn = session.open_turn or Turn(len(session.turns), created_at=time.time())
+    return replace(
+        turn,
+        messages=(*turn.messages, *given.messages),
+        token_ids=(*turn.token_ids, *added),
+        request_id=request_id,
+        input_digest=digest,
+    )
+
+
+def _appended(session: Session, request_id: RequestId | None, digest: str) -> AppendResult | None:
+    """Return what an earlier Append of the same request answered."""
+    turn = session.turns[-1]
+    if request_id is None or turn.request_id != request_id:
+        return None
+    _same_request(turn.input_digest, digest)
+    return AppendResult(turn.index, 0, len(session.chain), not session.unsaved)

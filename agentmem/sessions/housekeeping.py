@@ -1,0 +1,77 @@
+"""What a replica does by the clock: expire sessions, forget old replies, heal what is not durable, sweep orphans once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from agentmem.errors import AgentMemError
+from agentmem.views import ChangeKind
+
+if TYPE_CHECKING:
+    from agentmem.config import StorageSettings
+    from agentmem.sessions.manager import SessionManager
+
+log = logging.getLogger(__name__)
+HEAL_SECONDS = 1.0
+SWEEP_AGE_SECONDS = 3600.0
+EXPIRE_AT_ONCE = 256
+
+
+class Housekeeper:
+    """Background tasks of the event loop."""
+
+    def __init__(self, manager: SessionManager, settings: StorageSettings) -> None:
+        self.manager = manager
+        self.settings = settings
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start the tasks on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._reap()), loop.create_task(self.manager.sealer.heal(HEAL_SECONDS))]
+        if self.settings.sweep:
+            self._tasks.append(loop.create_task(self._sweep()))
+
+    async def stop(self) -> None:
+        """Cancel the tasks and wait for them."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.reap_seconds)
+            await self.reap(time.time())
+
+    async def reap(self, now: float) -> int:
+        """Delete the sessions whose time has passed at ``now`` (seconds since the epoch); return how many went."""
+        manager, count = self.manager, 0
+        loop_time = asyncio.get_running_loop().time()
+        for session in manager.table:
+            manager.generator.forget_replies(session, loop_time)
+        try:
+            due = await manager.table.off_loop(manager.ledger.expired, now, EXPIRE_AT_ONCE)
+        except AgentMemError as error:
+            log.warning("expired sessions could not be looked up: %s", error.message)
+            return 0
+        for tenant, session_id in due:
+            live = manager.table.live(tenant, session_id)
+            if live is not None and live.writer is not None:
+                continue
+            try:
+                await manager.delete(tenant, session_id, kind=ChangeKind.EXPIRED)
+                count += 1
+            except AgentMemError as error:
+                log.warning("expired session %s could not be deleted: %s", session_id, error.message)
+        return count
+
+    async def _sweep(self) -> None:
+        report = await asyncio.to_thread(self.manager.archive.sweep, min_age_s=SWEEP_AGE_SECONDS)
+        if report.orphans or report.temps:
+            log.info("swept %d orphaned blocks and %d temporary files", report.orphans, report.temps)

@@ -1,0 +1,324 @@
+"""The session manager: what the API calls. It finds the session, checks who may write, and delegates."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from agentmem.engine.engine import Engine
+from agentmem.errors import InvalidInput, NotImplementedYet, StorageFailed
+from agentmem.sessions import insight, transfer
+from agentmem.sessions.branching import Brancher
+from agentmem.sessions.generation import Asked, Generator
+from agentmem.sessions.sealer import Sealer
+from agentmem.sessions.session import Session
+from agentmem.sessions.table import SessionTable
+from agentmem.stores.archive import Archive
+from agentmem.types import (
+    Fidelity,
+    GenerationEvent,
+    Policy,
+    RequestId,
+    SamplingParams,
+    SessionFormat,
+    SessionId,
+    SessionRecord,
+    TenantId,
+    Turn,
+    TurnInput,
+    TurnState,
+)
+from agentmem.views import (
+    AppendResult,
+    ChangeKind,
+    DeleteReport,
+    PrefixInfo,
+    ServerStats,
+    SessionChange,
+    SessionInfo,
+    SessionPatch,
+    SessionSpec,
+    TurnInfo,
+)
+
+T = TypeVar("T")
+SERVED = (Fidelity.AUTO, Fidelity.EXACT)
+
+
+class SessionManager:
+    """Every method belongs to the event loop, checks the tenant, and raises AgentMemError only.
+
+    Calls that change a session run to their end even when their caller goes away, so that memory and ledger stay equal.
+    """
+
+    def __init__(self, table: SessionTable, generator: Generator, sealer: Sealer, archive: Archive) -> None:
+        self.table = table
+        self.generator = generator
+        self.sealer = sealer
+        self.archive = archive
+        self.engine: Engine = generator.engine
+        self.ledger = table.ledger
+        self.brancher = Brancher(table, sealer, archive)
+
+    # -- create, read, update, delete ---------------------------------------------------------------------------------
+
+    async def create(self, tenant: TenantId, spec: SessionSpec) -> SessionInfo:
+        """Create a session; its system prompt and tools become turn 0. Raises AlreadyExists, InvalidInput."""
+        _check_policy(spec.policy)
+        if spec.format is SessionFormat.RAW and (spec.system or spec.tools):
+            raise InvalidInput("a RAW session has no system prompt and no tools: they are rendered by the chat template")
+        prelude: list[int] = []
+        if spec.format is SessionFormat.CHAT:
+            prelude = await asyncio.to_thread(self.generator.chat.prelude, spec.system, spec.tools)
+        if len(prelude) >= self.generator.limits.max_context:
+            raise InvalidInput(f"system prompt and tools are {len(prelude)} tokens; the limit is {self.generator.limits.max_context}")
+        now = time.time()
+        record = SessionRecord(
+            id=SessionId(spec.session_id or f"s-{secrets.token_hex(8)}"),
+            tenant=tenant,
+            fingerprint=self.table.model.fingerprint,
+            tokenizer_hash=self.table.model.tokenizer_hash,
+            format=spec.format,
+            system=spec.system,
+            tools=spec.tools,
+            policy=spec.policy,
+            labels=dict(spec.labels),
+            ttl_seconds=spec.ttl_seconds,
+            pinned=spec.pinned,
+            created_at=now,
+            updated_at=now,
+            expires_at=now + spec.ttl_seconds if spec.ttl_seconds else 0.0,
+        )
+        return await self._adopt(record, [Turn(0, token_ids=tuple(prelude), state=TurnState.SEALED, created_at=now)])
+
+    async def _adopt(self, record: SessionRecord, turns: list[Turn]) -> SessionInfo:
+        await self.table.off_loop(self.ledger.create_session, record, turns)
+        session = self.table.build(record, turns)
+        session.computed = 0
+        self.table.add(session)
+        return self._info(session)
+
+    async def get(self, tenant: TenantId, session_id: str) -> SessionInfo:
+        """Return a session. Raises NotFound."""
+        session = await self.table.open(tenant, session_id)
+        disk = await self.table.off_loop(self.ledger.session_bytes, tenant, session.record.id)
+        return self._info(session, disk)
+
+    async def list(self, tenant: TenantId, *, labels: Mapping[str, str], page_size: int, page_token: str) -> tuple[list[SessionInfo], str]:
+        """Return a page of sessions, newest first, and the next page's token. Sizes come from the ledger: nothing is loaded."""
+        page = await self.table.off_loop(
+            lambda: self.ledger.list_sessions(tenant, labels=labels, page_size=page_size, page_token=page_token)
+        )
+        sizes = await self.table.off_loop(self.ledger.session_sizes, tenant, [record.id for record in page.records])
+        infos = []
+        for record in page.records:
+            live = self.table.live(tenant, record.id)
+            size = sizes[record.id]
+            info = self._info(live) if live else SessionInfo(record, size.turns, size.tokens, open_turn=size.open_turn)
+            infos.append(replace(info, disk_bytes=size.bytes))
+        return infos, page.next_token
+
+    async def update(self, tenant: TenantId, session_id: str, patch: SessionPatch) -> SessionInfo:
+        """Change time to live, pin, policy or labels; None leaves a field as it is."""
+        session = await self.table.open(tenant, session_id)
+        if patch.policy is not None:
+            _check_policy(patch.policy)
+        ttl = session.record.ttl_seconds if patch.ttl_seconds is None else patch.ttl_seconds
+        now = time.time()
+        with session.writing("UpdateSession"):
+            record = replace(
+                session.record,
+                ttl_seconds=ttl,
+                pinned=session.record.pinned if patch.pinned is None else patch.pinned,
+                policy=patch.policy or session.record.policy,
+                labels=session.record.labels if patch.labels is None else dict(patch.labels),
+                updated_at=now,
+                expires_at=now + ttl if ttl else 0.0,
+            )
+            await self.table.off_loop(self.ledger.update_session, record)
+            session.record = record
+        session.notify(ChangeKind.UPDATED)
+        return self._info(session)
+
+    async def delete(self, tenant: TenantId, session_id: str, *, kind: ChangeKind = ChangeKind.DELETED) -> DeleteReport:
+        """Delete a session, its turns and the blocks that no other session uses. A running reply is cancelled first."""
+        session = await self.table.open(tenant, session_id) if kind is ChangeKind.DELETED else self.table.live(tenant, session_id)
+        return await self._finish(self._delete(tenant, SessionId(session_id), session, kind))
+
+    async def _delete(self, tenant: TenantId, name: SessionId, session: Session | None, kind: ChangeKind) -> DeleteReport:
+        if session is not None:
+            await self._stop_replies(session)
+            session.claim("DeleteSession")
+        rows = await self.table.off_loop(self.ledger.session_blocks, tenant, name)
+        turns = len(session.turns) if session else len(await self.table.off_loop(self.ledger.turns, tenant, name))
+        gone = await self.table.off_loop(self.ledger.delete_session, tenant, name)
+        if session is not None:
+            session.notify(kind)
+            await self.table.forget(session)
+        await self.table.off_loop(self.archive.erase, gone)
+        sizes = {block: n_bytes for _, block, n_bytes in rows}
+        erased = sum(sizes.get(block, 0) for block in gone)
+        return DeleteReport(turns, len(gone), erased, len(sizes.keys() - set(gone)))
+
+    async def _stop_replies(self, session: Session) -> None:
+        for reply in list(session.replies.values()):
+            if not reply.run.done:
+                self.engine.cancel(reply.run)
+            await reply.closed()
+
+    # -- branching ----------------------------------------------------------------------------------------------------
+
+    async def fork(
+        self, tenant: TenantId, session_id: str, *, at_turn: int | None, new_id: str | None, labels: Mapping[str, str] | None
+    ) -> SessionInfo:
+        """Return a new session with turns 0 to ``at_turn`` (all that are sealed by default). Copies no K and no V."""
+        source = await self.table.open(tenant, session_id)
+        return self._info(await self._finish(self.brancher.fork(source, at_turn, new_id, labels)))
+
+    async def rollback(self, tenant: TenantId, session_id: str, *, to_turn: int) -> SessionInfo:
+        """Drop every turn after ``to_turn``."""
+        session = await self.table.open(tenant, session_id)
+        return self._info(await self._finish(self.brancher.rollback(session, to_turn)))
+
+    # -- import and export, watching ------------------------------------------------------------------------------------
+
+    async def export(self, tenant: TenantId, session_id: str) -> AsyncGenerator[bytes]:
+        """Yield the session's ledger in chunks, checksummed; K and V are recomputed where it is imported."""
+        session = await self.table.open(tenant, session_id)
+        for chunk in transfer.dump(session.record, list(session.turns)):
+            yield chunk
+
+    async def import_session(self, tenant: TenantId, chunks: AsyncIterator[bytes], *, new_id: str | None) -> SessionInfo:
+        """Make a session from exported bytes. Raises InvalidInput, ModelMismatch, AlreadyExists."""
+        data = await transfer.collect(chunks)
+        model = self.table.model
+        record, turns = await self.table.off_loop(transfer.load, data, model.tokenizer_hash, self.generator.limits.vocab_size)
+        now = time.time()
+        record = replace(
+            record,
+            id=SessionId(new_id or record.id),
+            tenant=tenant,
+            fingerprint=model.fingerprint,
+            epoch=1,
+            parent=None,
+            parent_turn=None,
+            updated_at=now,
+            expires_at=now + record.ttl_seconds if record.ttl_seconds else 0.0,
+        )
+        return await self._adopt(record, turns)
+
+    async def watch(self, tenant: TenantId, session_id: str) -> AsyncGenerator[SessionChange]:
+        """Yield the present state, then every change; ends with DELETED or EXPIRED."""
+        session = await self.table.open(tenant, session_id)
+        with session.watched() as changes:
+            yield SessionChange(ChangeKind.SNAPSHOT, None, self._info(session))
+            while True:
+                change = await changes.get()
+                yield change
+                if change.kind in (ChangeKind.DELETED, ChangeKind.EXPIRED):
+                    return
+
+    # -- turns --------------------------------------------------------------------------------------------------------
+
+    async def append(self, tenant: TenantId, session_id: str, turn_input: TurnInput, *, request_id: str | None) -> AppendResult:
+        """Add input without a reply; it is computed and durable when this returns."""
+        session = await self.table.open(tenant, session_id)
+        return await self.generator.append(session, turn_input, RequestId(request_id) if request_id else None)
+
+    async def generate(
+        self,
+        tenant: TenantId,
+        session_id: str,
+        turn_input: TurnInput,
+        params: SamplingParams,
+        *,
+        request_id: str | None,
+        resume_after: int,
+        deadline: float | None,
+        fidelity: Fidelity | None,
+    ) -> AsyncGenerator[GenerationEvent]:
+        """Add input and yield the reply. With ``full_history`` a changed past forks the session; the first event names the fork."""
+        if fidelity is not None:
+            _check_policy(Policy(fidelity))
+        session = await self.table.open(tenant, session_id)
+        if turn_input.full_history:
+            session, turn_input = await self._finish(self.brancher.match(session, turn_input))
+        asked = Asked(turn_input, params, RequestId(request_id) if request_id else None, resume_after, deadline)
+        events = self.generator.generate(session, asked)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    async def end_turn(self, tenant: TenantId, session_id: str, *, waiting_on_tool: bool, eta_seconds: float) -> SessionInfo:
+        """Seal the open turn, if there is one, and make it durable."""
+        session = await self.table.open(tenant, session_id)
+        await self._finish(self._end_turn(session))
+        return await self.get(tenant, session_id)
+
+    async def _end_turn(self, session: Session) -> None:
+        with session.writing("EndTurn"):
+            turn = session.open_turn
+            if turn is not None:
+                session.put_turn(replace(turn, state=TurnState.SEALED))
+            if turn is not None or session.unsaved:
+                await self.sealer.commit(session)
+                session.notify(ChangeKind.SEALED, session.turns[-1].index)
+
+    async def seal(self, tenant: TenantId, session_id: str) -> SessionInfo:
+        """Seal what is open and return when all of it is durable. Raises StorageFailed when the disk refuses."""
+        info = await self.end_turn(tenant, session_id, waiting_on_tool=False, eta_seconds=0.0)
+        if not info.durable:
+            raise StorageFailed("the session is not durable yet: the disk refuses", retry_after=1.0)
+        return info
+
+    async def cancel(self, tenant: TenantId, session_id: str, request_id: str) -> bool:
+        """Stop the reply of ``request_id``; return whether it was running. What it has generated is committed."""
+        session = await self.table.open(tenant, session_id)
+        reply = session.replies.get(RequestId(request_id))
+        if reply is None or reply.run.done:
+            return False
+        self.engine.cancel(reply.run)
+        return True
+
+    # -- looking inside -----------------------------------------------------------------------------------------------
+
+    async def inspect(self, tenant: TenantId, session_id: str) -> tuple[SessionInfo, builtins.list[TurnInfo]]:
+        """Return a session with its turns and where their blocks are."""
+        info = await self.get(tenant, session_id)
+        session = await self.table.open(tenant, session_id)
+        rows = await self.table.off_loop(self.ledger.session_blocks, tenant, session.record.id)
+        return info, insight.turn_infos(session, rows)
+
+    def stats(self) -> ServerStats:
+        """Return the replica's numbers. Reads the ledger's counts: cheap, but call it off hot paths."""
+        return insight.stats(self.table, self.engine, draining=self.generator.draining)
+
+    async def prefixes(self, tenant: TenantId, limit: int) -> builtins.list[PrefixInfo]:
+        """Return the prefixes that the tenant's live sessions share, most shared first."""
+        return insight.prefixes(self.table, tenant, limit)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new work, wait for what runs, then commit what is left of it."""
+        await self.generator.drain(seconds, list(self.table))
+
+    # -- internals ----------------------------------------------------------------------------------------------------
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
+        return await self.generator.tasks.finish(work)
+
+    def _info(self, session: Session, disk_bytes: int = 0) -> SessionInfo:
+        return session.info(disk_bytes=disk_bytes, row_bytes=self.engine.pool.shape.row_bytes)
+
+
+def _check_policy(policy: Policy) -> None:
+    if policy.fidelity not in SERVED:
+        raise NotImplementedYet(
+            f"fidelity {policy.fidelity.value!r} needs compressed memory, which this version does not have; served: auto, exact",
+            metadata={"capability": "compression"},
+        )

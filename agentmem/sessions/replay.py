@@ -1,0 +1,48 @@
+"""Replays a committed turn from the ledger as the events that its reply once was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agentmem.chat import Chat
+from agentmem.errors import InvalidInput
+from agentmem.sessions.session import Session
+from agentmem.types import FinishEvent, FinishReason, GenerationEvent, RequestId, StartEvent, TokenEvent, Turn
+
+
+def replay(session: Session, turn: Turn, chat: Chat, after: int) -> Iterator[GenerationEvent]:
+    """Yield the events of ``turn`` from its generated token ``after`` on. Raises InvalidInput when there are fewer tokens."""
+    generated = turn.token_ids[turn.reply_start or 0 :]
+    if after > len(generated):
+        raise InvalidInput(f"resume_after is {after}, but the reply has {len(generated)} tokens")
+    yield StartEvent(
+        session_id=session.record.id,
+        request_id=turn.request_id or RequestId(""),
+        turn_index=turn.index,
+        reuse=turn.reuse,
+        fidelity=turn.fidelity,
+        input_tokens=turn.usage.input_tokens,
+        context_tokens=turn.usage.context_tokens,
+    )
+    detokenizer = chat.detokenizer()
+    pieces = [detokenizer.push(token) for token in generated]
+    spoken = "".join(pieces) + detokenizer.finish()
+    text = spoken
+    message = turn.messages[-1] if turn.messages and not session.is_raw else None
+    if message is not None and not message.tool_calls:
+        text = message.content
+    told = sum(map(len, pieces[:after]))
+    if after < len(generated):
+        yield TokenEvent(after, generated[after:], text[told:])
+    elif len(text) > told:
+        yield TokenEvent(after, (), text[told:])
+    yield FinishEvent(
+        turn_index=turn.index,
+        finish_reason=turn.finish_reason or FinishReason.STOP,
+        message=message,
+        text=text,
+        usage=turn.usage,
+        reuse=turn.reuse,
+        fidelity=turn.fidelity,
+        durable=not session.unsaved,
+    )

@@ -1,0 +1,117 @@
+"""Sealing: when a turn ends, its blocks go to the archive and its ledger row is committed, in that order.
+
+Invariant 7, commit after durable: block files are fsynced and renamed before the transaction that promises them. A turn whose
+writes fail (disk full) keeps answering from memory, is reported as not durable, and is tried again until it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar
+
+from agentmem.engine.engine import Engine
+from agentmem.errors import StorageFailed
+from agentmem.memory.hashing import Chain
+from agentmem.memory.pool import PinnedRows
+from agentmem.memory.segment import Branch
+from agentmem.sessions.session import Session
+from agentmem.stores.archive import Archive
+from agentmem.stores.ledger import Ledger
+from agentmem.stores.records import BlockRow, StoredBlock
+from agentmem.types import SessionId, TenantId, Turn
+from agentmem.views import ChangeKind
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """Where seal jobs run: threads of this process, worker processes, actors."""
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run ``job`` off the event loop and return what it returns or raises."""
+
+
+class Sealer:
+    """Event loop only; the work itself runs on the executor. ``keep_blocks`` False keeps the ledger alone."""
+
+    def __init__(self, engine: Engine, archive: Archive, ledger: Ledger, executor: Executor, *, keep_blocks: bool) -> None:
+        self.engine = engine
+        self.archive = archive
+        self.ledger = ledger
+        self.executor = executor
+        self.keep_blocks = keep_blocks
+        self.unsaved: dict[tuple[TenantId, SessionId], Session] = {}
+
+    async def commit(self, session: Session) -> bool:
+        """Make every turn of ``session`` durable that is not; return whether all are now. Never raises StorageFailed."""
+        last = session.turns[-1].index
+        session.unsaved.setdefault(last, "being written")
+        try:
+            await self._commit(session)
+        except StorageFailed as error:
+            log.warning("turn %d is not durable yet: %s", last, error.message)
+            session.unsaved = dict.fromkeys(session.unsaved, error.message)
+            self.unsaved[session.record.tenant, session.record.id] = session
+            return False
+        session.unsaved.clear()
+        if self.unsaved.pop((session.record.tenant, session.record.id), None) is not None:
+            session.notify(ChangeKind.DURABLE, last)
+        return True
+
+    async def _commit(self, session: Session) -> None:
+        last = session.turns[-1]
+        for index in sorted(session.unsaved):
+            if index != last.index:
+                await self.executor.run(partial(self._put_turn, session, session.turns[index]))
+        start = session.num_saved_blocks
+        pinned = await self.engine.call(self._pin, session.branch, session.chain, start)
+        size, tenant = session.chain.block_tokens, session.record.tenant
+        blocks = [
+            StoredBlock(session.chain.hashes[i], session.chain.parent_of(i), tenant, i * size, *rows.tensors())
+            for i, rows in enumerate(pinned, start=start)
+        ]
+        try:
+            rows = await self.executor.run(partial(self._store, session, last, blocks))
+        finally:
+            await self.engine.call(self._unpin, pinned)
+        session.num_saved_blocks += len(rows)
+
+    def _pin(self, branch: Branch | None, chain: Chain, start: int) -> list[PinnedRows]:
+        """Engine thread: hold the rows of the branch's full blocks from block ``start`` on still while they are written."""
+        if not self.keep_blocks or branch is None or not branch.alive:
+            return []
+        size = chain.block_tokens
+        stop = min(len(chain.hashes), branch.length // size)
+        return [self.engine.pool.pin(branch, i * size, (i + 1) * size) for i in range(start, stop)]
+
+    def _unpin(self, pinned: list[PinnedRows]) -> None:
+        for rows in pinned:
+            self.engine.pool.unpin(rows)
+
+    def _put_turn(self, session: Session, turn: Turn) -> None:
+        record = session.record
+        self.ledger.put_turn(record.tenant, record.id, record.epoch, turn, [])
+
+    def _store(self, session: Session, turn: Turn, blocks: list[StoredBlock]) -> list[BlockRow]:
+        """Executor: blocks first, then the turn. When the blocks fail the turn alone is tried, since it is enough to lose nothing."""
+        record = session.record
+        try:
+            return self.archive.commit(record.tenant, record.id, record.epoch, turn, blocks)
+        except StorageFailed:
+            self._put_turn(session, turn)
+            raise
+
+    async def heal(self, seconds: float) -> None:
+        """Try again, every ``seconds``, to write what could not be written. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            for key, session in list(self.unsaved.items()):
+                if session.closed:
+                    del self.unsaved[key]
+                elif session.writer is None:
+                    with session.writing("healing"):
+                        await self.commit(session)

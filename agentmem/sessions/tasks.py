@@ -1,0 +1,32 @@
+"""Work that must reach its end even when the call that asked for it goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """Keeps references to running tasks. Event loop only."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start ``work`` and return its task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for ``work``; when the waiting is cancelled the work goes on."""
+        return await asyncio.shield(self.spawn(work))
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait until everything has ended, or ``seconds`` have passed."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
