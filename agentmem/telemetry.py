@@ -14,10 +14,11 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agentmem.errors import ConfigError
 from agentmem.types import MissReason, ReuseReport, Tier, Usage
 from agentmem.views import ServerStats
 
@@ -71,6 +72,20 @@ class Metrics:
         """Export the numbers of ``stats()`` at every scrape; it is called from the scraping thread."""
         self.registry.register(_StatsCollector(stats))
 
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Answer ``/metrics`` over HTTP from a thread; return what stops it. Raises ConfigError for a port that is taken."""
+        try:
+            server, thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise ConfigError(f"server.metrics_port {port} of {host} cannot be bound: {error}") from error
+
+        def close() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return close
+
 
 class _StatsCollector(Collector):
     """Reads the replica's numbers when they are asked for, so that nothing has to be kept up to date."""
@@ -113,7 +128,7 @@ class LogFormatter(logging.Formatter):
             line = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage(), **extra}
             return json.dumps(line | {"traceback": trace} if trace else line, default=str)
         words = [when, record.levelname, record.name, record.getMessage(), *(f"{key}={value}" for key, value in extra.items())]
-        return " ".join(words).replace("\n", "\\n") + (f"\n{trace}" if trace else "")
+        return " ".join(words).replace("\r", "\\r").replace("\n", "\\n") + (f"\n{trace}" if trace else "")
 
     def _extra(self, record: logging.LogRecord) -> dict[str, Any]:
         extra = {key: value for key, value in vars(record).items() if key not in _PLAIN}
@@ -127,7 +142,7 @@ def setup_logging(level: str, log_format: str, *, prompt_text: bool = False, str
     """Send the ``agentmem`` loggers to ``stream`` (stderr) as ``text`` or ``json`` lines. Replaces an earlier set-up."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LogFormatter(as_json=log_format == "json", prompt_text=prompt_text))
-    for name in ("agentmem", "grpc"):
+    for name in ("agentmem", "agentmem_workers", "grpc"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())

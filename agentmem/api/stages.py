@@ -23,8 +23,6 @@ from agentmem.v1.status import DETAILS_KEY, shortened, status_details
 
 log = logging.getLogger(__name__)
 
-# The context of grpc.aio gives the status as a number, whatever its type says.
-_CODE_NAMES: dict[object, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 # Streams that are meant to stay open: the server gives them no deadline of its own.
 _OPEN_ENDED = (
     "/agentmem.v1.SessionService/WatchSession",
@@ -50,7 +48,7 @@ class Measure:
         try:
             yield
         except grpc.aio.AbortError:
-            code = _CODE_NAMES[context.code()]
+            code = context.code().name
             raise
         except BaseException:  # map_errors is inside: what is left is the end of the task, because the client is gone
             code = "CANCELLED"
@@ -61,7 +59,7 @@ class Measure:
             self._metrics.calls.labels(call.method, code).inc()
             self._metrics.call_seconds.labels(call.method).observe(seconds)
             level = logging.DEBUG if code == "OK" else logging.INFO
-            log.log(level, "call", extra={"method": call.method, "code": code, "seconds": round(seconds, 6)})
+            log.log(level, "call", extra={"method": call.method, "code": code, "tenant": call.tenant, "seconds": round(seconds, 6)})
 
 
 @asynccontextmanager

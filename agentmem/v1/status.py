@@ -34,6 +34,9 @@ _BY_CODE: dict[str, type[AgentMemError]] = {
 }
 
 
+# grpc's words for a message above the size limit; sending it again cannot help, other than with a queue that is full.
+_TOO_LARGE = "message larger than max"
+
 # Trailers above 8 KiB are refused by clients; the message travels twice, once with up to three bytes for one.
 _MAX_MESSAGE_BYTES = 1000
 
@@ -70,7 +73,8 @@ def error_from_status(code: str, message: str, details: bytes | None) -> AgentMe
         if detail.Unpack(retry):
             retry_after = retry.retry_delay.ToNanoseconds() / 1e9
     ours = info.domain == DOMAIN
-    fallback = _BY_CODE.get(code, errors.InternalError)
+    too_large = code == "RESOURCE_EXHAUSTED" and _TOO_LARGE in message
+    fallback = errors.InvalidInput if too_large else _BY_CODE.get(code, errors.InternalError)
     kind = BY_REASON.get(info.reason, fallback) if ours else fallback
     return kind(message, reason=info.reason if ours else None, retry_after=retry_after, metadata=dict(info.metadata) if ours else None)
 
