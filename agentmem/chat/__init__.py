@@ -1,0 +1,8 @@
+"""From messages to the tokens that are new, and from tokens back to text and messages."""
+
+from agentmem.chat.chat import Chat, ChatContext
+from agentmem.chat.detokenizer import Detokenizer
+from agentmem.chat.history import HistoryMatch, match_history
+from agentmem.chat.identity import template_hash, tokenizer_hash
+
+__all__ = ["Chat", "ChatContext", "Detokenizer", "HistoryMatch", "match_history", "template_hash", "tokenizer_hash"]
