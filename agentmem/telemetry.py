@@ -14,11 +14,10 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agentmem.errors import ConfigError
 from agentmem.types import MissReason, ReuseReport, Tier, Usage
 from agentmem.views import ServerStats
 
@@ -71,20 +70,6 @@ class Metrics:
     def watch(self, stats: Callable[[], ServerStats]) -> None:
         """Export the numbers of ``stats()`` at every scrape; it is called from the scraping thread."""
         self.registry.register(_StatsCollector(stats))
-
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answer ``/metrics`` over HTTP from a thread; return what stops it. Raises ConfigError for a port that is taken."""
-        try:
-            server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise ConfigError(f"server.metrics_port {port} of {host} cannot be bound: {error}") from error
-
-        def close() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return close
 
 
 class _StatsCollector(Collector):

@@ -23,6 +23,7 @@ class AdminService(AdminServiceServicer):
         self._sessions = sessions
         self._placement = placement
         self._request_drain = request_drain
+        self._asked = False
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
         """Return the replica's numbers."""
@@ -35,10 +36,12 @@ class AdminService(AdminServiceServicer):
         return pb.ListPrefixesResponse(prefixes=map(views.prefix_to_pb, prefixes))
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
-        """Begin to shut down."""
+        """Begin to shut down; asking again changes nothing."""
         require_admin()
-        given = request.HasField("seconds")
-        self._request_drain(check.seconds("seconds", request.seconds, MAX_DRAIN_SECONDS) if given else None)
+        seconds = check.seconds("seconds", request.seconds, MAX_DRAIN_SECONDS) if request.HasField("seconds") else None
+        if not self._asked:
+            self._asked = True
+            self._request_drain(seconds)
         return pb.DrainResponse()
 
     async def GetPlacement(self, request: pb.GetPlacementRequest, context: Context) -> pb.GetPlacementResponse:

@@ -76,7 +76,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Begins to shut down: no new work, running replies finish or are checkpointed. Returns at once.
+        """Begins to shut down: no new work, running replies finish or are checkpointed. Returns at once; asking again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

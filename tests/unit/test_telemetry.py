@@ -3,14 +3,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import socket
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from prometheus_client import generate_latest
 
-from agentmem.errors import ConfigError
 from agentmem.telemetry import LogFormatter, Metrics, request_id_var, setup_logging
 from agentmem.types import MissReason, ReuseReport, Usage
 from agentmem.views import ServerStats
@@ -68,23 +65,6 @@ def test_the_replicas_numbers_are_read_at_the_scrape() -> None:
     page = generate_latest(metrics.registry).decode()
     assert "agentmem_model" not in page
     assert not [line for line in page.splitlines() if "session_id" in line or "tenant" in line]
-
-
-def test_metrics_over_http() -> None:
-    """The page is served until it is closed, and a taken port is a configuration error."""
-    metrics = Metrics()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"server.metrics_port {port} of 127.0.0.1 cannot be bound"):
-            metrics.serve("127.0.0.1", port)
-    close = metrics.serve("127.0.0.1", port)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-        assert "agentmem_generation_tokens_total 0.0" in page.read().decode()
-    close()
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
 
 
 def lines(log_format: str, *, prompt_text: bool = False, level: str = "info") -> tuple[logging.Logger, io.StringIO]:

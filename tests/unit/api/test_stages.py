@@ -50,6 +50,7 @@ async def test_calls_are_counted_by_code(api: Api) -> None:
     await api.session.GetSession(REQUEST)
     api.sessions.error = errors.NotFound("no session 's'")
     await refusal(api.session.GetSession(REQUEST))
+    await api.server.drain(0.0)  # waits for the server's side of the calls
     assert (1, 1) == (calls(api, "OK"), calls(api, "NOT_FOUND"))
     value = api.metrics.registry.get_sample_value
     assert 2 == value("agentmem_call_duration_seconds_count", {"method": GET})
@@ -64,7 +65,7 @@ async def test_a_client_that_left_is_counted(api: Api) -> None:
     await stream.read()
     stream.cancel()
     await asyncio.wait_for(api.sessions.closed.wait(), 5)
-    await api.server.stop()
+    await api.server.drain(0.0)
     assert 1 == calls(api, "CANCELLED", method)
 
 
@@ -72,6 +73,7 @@ async def test_a_foreign_servicer_may_end_its_own_call(api: Api) -> None:
     """The health service's NOT_FOUND passes through and is counted."""
     stub: Any = health_pb2_grpc.HealthStub(api.channel)
     assert isinstance(await refusal(stub.Check(health_pb2.HealthCheckRequest(service="x"))), errors.NotFound)
+    await api.server.drain(0.0)
     assert 1 == calls(api, "NOT_FOUND", "/grpc.health.v1.Health/Check")
 
 
