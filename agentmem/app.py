@@ -7,22 +7,24 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from prometheus_client import start_http_server
 
 from agentmem import faults
 from agentmem.api.server import ApiServer
 from agentmem.chat import Chat
-from agentmem.config import Settings
+from agentmem.config import ServerSettings, Settings
 from agentmem.engine.engine import Engine
 from agentmem.engine.model import ModelHandle, load_model
 from agentmem.engine.restore import Restorer
 from agentmem.engine.runner import Runner
 from agentmem.engine.scheduler import Limits
+from agentmem.errors import ConfigError
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import KVShape
 from agentmem.sessions.generation import Generator
@@ -143,15 +145,37 @@ async def run_server(settings: Settings, model: ModelHandle, on_ready: Callable[
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, request_drain)
     core = build_core(settings, model)
-    server = ApiServer(core.manager, settings.server, metrics=Metrics(), request_drain=request_drain)
+    metrics = Metrics()
+    metrics.watch(core.manager.stats)
+    server = ApiServer(core.manager, settings.server, metrics=metrics, request_drain=request_drain)
+    grace = settings.server.drain_seconds
     try:
         await server.start()
-        on_ready(server.address)
-        seconds = await stopping
+        with serve_metrics(metrics, settings.server):
+            on_ready(server.address)
+            asked = await stopping
+        grace = settings.server.drain_seconds if asked is None else asked
     finally:
-        grace = settings.server.drain_seconds if not stopping.done() or stopping.result() is None else float(stopping.result() or 0.0)
         await server.drain(grace)
         await core.close(grace)
+
+
+@contextlib.contextmanager
+def serve_metrics(metrics: Metrics, settings: ServerSettings) -> Iterator[None]:
+    """Serve /metrics on ``server.metrics_port`` while the context lasts; port 0 serves nothing. Raises ConfigError for a taken port."""
+    if not settings.metrics_port:
+        yield
+        return
+    try:
+        http, thread = start_http_server(settings.metrics_port, addr=settings.host, registry=metrics.registry)
+    except OSError as error:
+        raise ConfigError(f"server.metrics_port {settings.metrics_port} of {settings.host} cannot be bound: {error}") from error
+    try:
+        yield
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
 
 
 def serve(settings: Settings, on_ready: Callable[[str], None] = print) -> None:

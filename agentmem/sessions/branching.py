@@ -7,15 +7,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from blake3 import blake3
+
 from agentmem.chat import match_history
-from agentmem.errors import InvalidInput, StorageFailed
+from agentmem.errors import AlreadyExists, InvalidInput, StorageFailed
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
 from agentmem.sessions.table import SessionTable
 from agentmem.stores.archive import Archive
-from agentmem.types import Message, MissReason, SessionId, TurnInput
+from agentmem.types import Message, MissReason, RequestId, SessionId, TurnInput
 from agentmem.views import ChangeKind
 
 
@@ -62,8 +64,8 @@ class Brancher:
         self.archive = archive
 
     async def fork(self, source: Session, at_turn: int | None, new_id: str | None, labels: Mapping[str, str] | None) -> Session:
-        """Return a new session with turns 0 to ``at_turn`` of ``source`` (default: all). Copies no K and no V."""
-        turn = at_turn if at_turn is not None else len(source.turns) - 1
+        """Return a new session with turns 0 to ``at_turn`` of ``source`` (default: all that are durable). Copies no K and no V."""
+        turn = at_turn if at_turn is not None else min([len(source.turns), *source.unsaved]) - 1
         length = source.length_at(turn)
         if any(index <= turn for index in source.unsaved):
             raise StorageFailed("the session is not durable yet, so it cannot be forked", retry_after=1.0)
@@ -109,13 +111,31 @@ class Brancher:
         session.notify(ChangeKind.ROLLED_BACK, to_turn)
         return session
 
-    async def match(self, session: Session, given: TurnInput) -> tuple[Session, TurnInput]:
-        """Match a resent conversation: return what of it is new, and the session, or the fork of it, that it goes on."""
+    async def match(self, session: Session, given: TurnInput, request_id: RequestId | None) -> tuple[Session, TurnInput]:
+        """Match a resent conversation: return what of it is new, and the session, or the fork of it, that it goes on.
+
+        The name of the fork follows from ``request_id``, so that a retry finds the fork that the first try made.
+        """
+        if session.knows(request_id):
+            return session, given
         diverged = divergence(session, given.messages)
         if diverged.at_turn is not None:
-            session = await self.fork(session, diverged.at_turn, None, None)
+            name = None
+            if request_id is not None:
+                name = f"{session.record.id[:200]}-{blake3(request_id.encode()).hexdigest()[:12]}"
+            session = await self._fork_once(session, diverged.at_turn, name)
+            if session.knows(request_id):
+                return session, given
             session.hint = (MissReason.HISTORY_CHANGED, diverged.detail)
         return session, TurnInput(messages=given.messages[diverged.num_known :])
+
+    async def _fork_once(self, source: Session, at_turn: int, name: str | None) -> Session:
+        try:
+            return await self.fork(source, at_turn, name, None)
+        except AlreadyExists:
+            if name is None:
+                raise
+            return await self.table.open(source.record.tenant, name)
 
 
 def _fork_branch(pool: KVPool, branch: Branch, length: int) -> Branch | None:

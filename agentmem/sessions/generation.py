@@ -44,10 +44,14 @@ MAX_REPLIES = 16  # finished replies that a session keeps for their request ids;
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One Generate call, checked: what to add, how to sample, under which name, until when (``time.monotonic``)."""
+    """One Generate call: what to add, how to sample, under which name, until when (``time.monotonic``).
+
+    ``digest`` identifies the call as the client made it, before a resent history was matched.
+    """
 
     given: TurnInput
     params: SamplingParams
+    digest: str
     request_id: RequestId | None = None
     resume_after: int = 0
     deadline: float | None = None
@@ -99,26 +103,25 @@ class Generator:
 
     async def generate(self, session: Session, asked: Asked) -> AsyncGenerator[GenerationEvent]:
         """Yield the events of a new reply, of one under way with the same ``request_id``, or of one in the ledger."""
-        digest = digest_of(asked.given, asked.params)
         known = session.replies.get(asked.request_id) if asked.request_id else None
         if known is None and asked.request_id:
             turn = next((t for t in session.turns if t.request_id == asked.request_id and t.reply_start is not None), None)
             if turn is not None:
-                _same_request(turn.input_digest, digest)
+                _same_request(turn.input_digest, asked.digest)
                 for event in replay(session, turn, self.chat, asked.resume_after):
                     yield event
                 return
         if known is not None:
-            _same_request(known.digest, digest)
+            _same_request(known.digest, asked.digest)
         else:
-            known = await self._started(session, asked, digest)
+            known = await self._started(session, asked)
         events = known.events(self.engine, after=asked.resume_after, keep_alone=asked.request_id is not None)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 
-    async def _started(self, session: Session, asked: Asked, digest: str) -> Reply:
-        start = self.tasks.spawn(self._start(session, asked, digest))
+    async def _started(self, session: Session, asked: Asked) -> Reply:
+        start = self.tasks.spawn(self._start(session, asked))
         try:
             return await asyncio.shield(start)
         except asyncio.CancelledError:
@@ -130,7 +133,7 @@ class Generator:
         if not start.cancelled() and start.exception() is None:
             self.engine.cancel(start.result().run)
 
-    async def _start(self, session: Session, asked: Asked, digest: str) -> Reply:
+    async def _start(self, session: Session, asked: Asked) -> Reply:
         """Check everything, claim the session and hand the work to the engine. The session is unchanged when this raises."""
         self._refuse_when_draining()
         check_input(session, asked.given, self.limits)
@@ -144,7 +147,9 @@ class Generator:
             session.unclaim()
             raise
         turn_index = session.open_turn.index if session.open_turn else len(session.turns)
-        reply = Reply(run, session_id=session.record.id, request_id=name, digest=digest, turn_index=turn_index, input_tokens=len(added))
+        reply = Reply(
+            run, session_id=session.record.id, request_id=name, digest=asked.digest, turn_index=turn_index, input_tokens=len(added)
+        )
         session.replies[name] = reply
         while len(session.replies) > MAX_REPLIES:
             session.replies.popitem(last=False)
@@ -156,6 +161,8 @@ class Generator:
         """Follow one reply to its end, commit its turn, free the session. The task that nobody has to wait for."""
         finish: FinishEvent | None = None
         error: AgentMemError | None = None
+        held = list(session.chain.hashes)
+        self.sealer.archive.hold(held)  # nobody may evict what this reply may have to read back
         try:
             await reply.run_to_end()
             finish = await self._seal(session, reply, asked, added)
@@ -167,6 +174,7 @@ class Generator:
             log.exception("reply %s of session %s broke", reply.request_id, session.record.id)
             error = InternalError(f"the reply broke: {type(raised).__name__}")
         finally:
+            self.sealer.archive.release(held)
             session.unclaim()
             reply.close(finish, error)
 
@@ -257,9 +265,13 @@ class Generator:
         await self.tasks.wait(None)
 
     def forget_replies(self, session: Session, now: float) -> None:
-        """Drop finished replies that nobody came back for in time; cancel detached ones that nobody follows."""
+        """Drop finished replies that nobody came back for in time (loop time ``now``), and end those that nobody follows any more."""
         for name, reply in list(session.replies.items()):
-            if reply.closed_at is not None and reply.num_readers == 0 and now - reply.closed_at > self.resume_seconds:
+            if reply.num_readers or reply.left_at is None or now - reply.left_at <= self.resume_seconds:
+                continue
+            if reply.closed_at is None:
+                self.engine.cancel(reply.run)
+            elif now - reply.closed_at > self.resume_seconds:
                 del session.replies[name]
 
 

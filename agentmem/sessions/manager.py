@@ -16,6 +16,7 @@ from agentmem.errors import InvalidInput, NotImplementedYet, StorageFailed
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.generation import Asked, Generator
+from agentmem.sessions.inputs import digest_of
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
 from agentmem.sessions.table import SessionTable
@@ -247,9 +248,11 @@ class SessionManager:
         if fidelity is not None:
             _check_policy(Policy(fidelity))
         session = await self.table.open(tenant, session_id)
+        name = RequestId(request_id) if request_id else None
+        digest = digest_of(turn_input, params)
         if turn_input.full_history:
-            session, turn_input = await self._finish(self.brancher.match(session, turn_input))
-        asked = Asked(turn_input, params, RequestId(request_id) if request_id else None, resume_after, deadline)
+            session, turn_input = await self._finish(self.brancher.match(session, turn_input, name))
+        asked = Asked(turn_input, params, digest, name, resume_after, deadline)
         events = self.generator.generate(session, asked)
         async with contextlib.aclosing(events):
             async for event in events:

@@ -43,6 +43,7 @@ class Reply:
         self.error: AgentMemError | None = None
         self.closed_at: float | None = None  # loop time when nothing more will happen
         self.num_readers = 0
+        self.left_at: float | None = None  # loop time when the last reader left
         self._closed = asyncio.Event()
 
     # -- writing: by the task that drives the reply ---------------------------------------------------------------------
@@ -102,6 +103,7 @@ class Reply:
                 yield event
         finally:
             self.num_readers -= 1
+            self.left_at = asyncio.get_running_loop().time()
             if not keep_alone and self.num_readers == 0 and not self.run.done:
                 engine.cancel(self.run)
 

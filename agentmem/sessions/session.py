@@ -65,6 +65,12 @@ class Session:
         """Whether the session takes text and token ids instead of messages."""
         return self.record.format is SessionFormat.RAW
 
+    def knows(self, request_id: RequestId | None) -> bool:
+        """Return whether a reply of that request is under way, in memory, or in the ledger."""
+        if request_id is None:
+            return False
+        return request_id in self.replies or any(turn.request_id == request_id and turn.reply_start is not None for turn in self.turns)
+
     def length_at(self, turn_index: int) -> int:
         """Return how many tokens turns 0 to ``turn_index`` hold. Raises NotFound naming the turns there are."""
         if not 0 <= turn_index < len(self.turns):
