@@ -1,0 +1,254 @@
+"""The archive: host memory over block files over the ledger's promises. The one port through which K and V are kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from agentmem.errors import InternalError, StorageFailed
+from agentmem.stores.blocks import BlockFiles
+from agentmem.stores.database import free_bytes
+from agentmem.stores.host import HostTier
+from agentmem.stores.ledger import Ledger
+from agentmem.stores.records import ArchiveStats, BlockFile, BlockHeader, BlockRow, BlockUnavailable, LoadedBlock, StoredBlock, SweepReport
+from agentmem.types import BlockHash, MissReason, SessionId, TenantId, Tier, Turn
+
+# A file is its payload, the safetensors header and room for long fingerprints and rope descriptions.
+_HEADER_ROOM = 4096
+
+
+class Archive:
+    """Thread safe. ``header`` is what every block of the running model has in common; its ``first_token`` is not used.
+
+    Order of truth: a file is durable before its row exists, a row is gone before its file is. So a row never lacks its file,
+    and a crash leaves at most files without rows, which ``sweep`` removes. A block that is held is neither evicted, erased nor
+    swept: hold what a running session attends to, and what is between ``store`` and its commit (``commit`` does that itself).
+    The lock guards counts, host tier and the removal of files; it is not held while tensors are read or written.
+    """
+
+    def __init__(
+        self,
+        files: BlockFiles,
+        ledger: Ledger,
+        *,
+        header: BlockHeader,
+        host_bytes: int,
+        disk_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._files = files
+        self._ledger = ledger
+        self._header = header
+        self._disk_bytes = disk_bytes
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._host = HostTier(host_bytes)
+        self._held: Counter[BlockHash] = Counter()
+        self._erase_later: set[BlockHash] = set()  # erased while held
+        self._used: set[BlockHash] = set()  # loaded since the ledger was last told
+        self._reserved = 0  # bytes of files that are being written
+        self._counts: Counter[str] = Counter()
+        self._unavailable: Counter[MissReason] = Counter()
+
+    # Writing
+
+    def commit(self, tenant: TenantId, session_id: SessionId, epoch: int, turn: Turn, blocks: Sequence[StoredBlock]) -> list[BlockRow]:
+        """Store ``blocks`` and then the turn that completes them, and return their rows. Errors of ``store`` and ``Ledger.put_turn``.
+
+        From before the first byte until the commit the blocks are held, so that a concurrent delete, eviction or sweep
+        cannot take a file away between the moment it was found to exist and the moment it is promised. When the commit fails,
+        files that nobody promises or holds are removed again.
+        """
+        hashes = [block.hash for block in blocks]
+        self.hold(hashes)
+        try:
+            rows = self.store(blocks)
+            self._ledger.put_turn(tenant, session_id, epoch, turn, rows)
+        except BaseException:
+            with self._lock:
+                self._erase_later.update(hashes)
+            raise
+        finally:
+            self.release(hashes)
+        return rows
+
+    def store(self, blocks: Sequence[StoredBlock]) -> list[BlockRow]:
+        """Write blocks to disk, durable on return, and return the rows that ``Ledger.put_turn`` has to commit.
+
+        Makes room within the quota first. Raises StorageFailed when the disk refuses or everything else in the quota is held,
+        InvalidInput for tensors of another dtype or shape than the header; then nothing was kept but older blocks may be evicted.
+        """
+        files = [BlockFile(block.hash, self._header_at(block.position), block.k, block.v) for block in blocks]
+        reserved = self._reserve(blocks)
+        try:
+            sizes = self._files.write_all(files)
+        except OSError as error:
+            path = self._files.root
+            raise StorageFailed(f"blocks cannot be written to {path}: {error} ({free_bytes(path)})") from error
+        finally:
+            with self._lock:
+                self._reserved -= reserved
+        with self._lock:
+            self._counts["stored"] += len(blocks)
+            for block in blocks if self._host.max_bytes else ():
+                # A copy: the caller's tensors may be slices of a buffer that goes on growing.
+                self._host.put(block.hash, block.k.detach().to("cpu", copy=True), block.v.detach().to("cpu", copy=True))
+        return [BlockRow(b.hash, b.parent, b.tenant, size, b.position) for b, size in zip(blocks, sizes, strict=True)]
+
+    def _reserve(self, blocks: Sequence[StoredBlock]) -> int:
+        """Evict until the new files fit the quota, and count their bytes as used while they are written."""
+        with self._lock:
+            hashes = {block.hash for block in blocks}
+            n_new = sum(not self._files.exists(block_hash) for block_hash in hashes)
+            needed = n_new * (self._header.payload_bytes + _HEADER_ROOM)
+            self._make_room(needed, keep=hashes)
+            self._reserved += needed
+            return needed
+
+    def _make_room(self, needed: int, keep: set[BlockHash]) -> None:
+        while (excess := self._files.bytes_used + self._reserved + needed - self._disk_bytes) > 0:
+            count = -(-excess // (self._header.payload_bytes + _HEADER_ROOM))
+            self._tell_ledger()
+            victims = self._ledger.lru_blocks(count, keep | self._held.keys())
+            if not victims:
+                used = self._files.bytes_used + self._reserved
+                raise StorageFailed(f"{needed} bytes of blocks do not fit storage.disk_bytes {self._disk_bytes}: {used} are used and held")
+            self._ledger.drop_blocks(victims)
+            for block_hash in victims:
+                self._files.delete(block_hash)
+            self._counts["evicted"] += len(victims)
+
+    def _tell_ledger(self) -> None:
+        """Hand over which blocks were used. Lost in a crash: it decides the order of eviction, nothing else."""
+        if self._used:
+            self._ledger.touch_blocks(self._used, self._clock())
+            self._used = set()
+
+    # Reading
+
+    def load(self, block_hash: BlockHash) -> LoadedBlock:
+        """Return a block's K and V ``[layers, kv_heads, tokens, head_dim]``, exactly as stored. Never write to them.
+
+        Raises BlockUnavailable: NEW (no turn refers to it), EVICTED (a turn does, its row is gone), MISSING (promised, but no
+        file), CORRUPT, MODEL_CHANGED. After the last three the promise is taken back, so that the block can be stored anew.
+        """
+        with self._lock:
+            kept = self._host.get(block_hash)
+            if kept is not None:
+                self._counts["loaded_host"] += 1
+                self._used.add(block_hash)
+                return LoadedBlock(*kept, Tier.HOST)
+        try:
+            block = self._load_file(block_hash)
+        except BlockUnavailable as error:
+            with self._lock:
+                self._unavailable[error.reason] += 1
+            raise
+        with self._lock:
+            self._counts["loaded_disk"] += 1
+            self._used.add(block_hash)
+            self._host.put(block_hash, block.k, block.v)
+        return block
+
+    def contains(self, block_hash: BlockHash) -> bool:
+        """Return whether ``load`` is worth trying: the block is in memory, or its file is there. Cheap."""
+        with self._lock:
+            return self._host.get(block_hash) is not None or self._files.exists(block_hash)
+
+    def _load_file(self, block_hash: BlockHash) -> LoadedBlock:
+        row = self._ledger.block_row(block_hash)
+        if row is None and self._ledger.was_referenced(block_hash):
+            raise BlockUnavailable(MissReason.EVICTED, "the block was evicted from the disk")
+        if row is None:
+            raise BlockUnavailable(MissReason.NEW, "the block was never stored")
+        try:
+            return LoadedBlock(*self._files.read(block_hash, self._header_at(row.position)), Tier.DISK)
+        except BlockUnavailable as error:
+            self._take_back(block_hash, error)
+            raise
+
+    def _take_back(self, block_hash: BlockHash, error: BlockUnavailable) -> None:
+        """Drop the row of a block whose file is gone, unless another session has written the file again meanwhile."""
+        with self._lock:
+            if self._files.exists(block_hash):
+                return
+            try:
+                self._ledger.drop_blocks([block_hash])
+            except StorageFailed as failure:  # a full disk must not turn a miss into a failed request
+                error.add_note(f"and its row could not be dropped: {failure}")
+
+    # Keeping and forgetting
+
+    def hold(self, hashes: Iterable[BlockHash]) -> None:
+        """Keep these blocks from being evicted, erased or swept until they are released as often as they were held."""
+        with self._lock:
+            self._held.update(hashes)
+
+    def release(self, hashes: Iterable[BlockHash]) -> None:
+        """Undo one ``hold``. Blocks that were erased meanwhile lose their files now. Raises InternalError for a block not held."""
+        with self._lock:
+            wanted = Counter(hashes)
+            if not wanted <= self._held:
+                raise InternalError(f"{(wanted - self._held).total()} blocks were released that are not held")
+            self._held -= wanted
+            due = self._erase_later - self._held.keys()
+            if due:
+                self.erase(due)
+
+    def erase(self, hashes: Iterable[BlockHash]) -> int:
+        """Remove blocks that the ledger no longer promises from memory and disk; return how many files went.
+
+        Takes what ``Ledger.delete_session`` and ``truncate`` return. A block that has a row (again) stays; a block that is held
+        goes when it is released.
+        """
+        with self._lock:
+            wanted = set(hashes)
+            self._erase_later -= wanted
+            unpromised = wanted - self._ledger.block_rows(wanted)
+            self._erase_later |= unpromised & self._held.keys()
+            free = unpromised - self._held.keys()
+            for block_hash in free:
+                self._host.drop(block_hash)
+            return sum(self._files.delete(block_hash) for block_hash in free)
+
+    def sweep(self, *, min_age_s: float) -> SweepReport:
+        """Remove the files that interrupted writes left behind: see ``BlockFiles.sweep``. Blocks that are held stay."""
+        with self._lock:
+            return self._files.sweep(
+                lambda hashes: self._ledger.block_rows(hashes) | (self._held.keys() & set(hashes)), min_age_s=min_age_s
+            )
+
+    # The whole
+
+    def stats(self) -> ArchiveStats:
+        """Return use of the tiers and counts since the start."""
+        with self._lock:
+            return ArchiveStats(
+                disk_used=self._files.bytes_used,
+                disk_bytes=self._disk_bytes,
+                host_used=self._host.bytes_used,
+                host_bytes=self._host.max_bytes,
+                host_blocks=len(self._host),
+                held=len(self._held),
+                stored=self._counts["stored"],
+                loaded_host=self._counts["loaded_host"],
+                loaded_disk=self._counts["loaded_disk"],
+                evicted=self._counts["evicted"],
+                unavailable=dict(self._unavailable),
+            )
+
+    def check_integrity(self) -> None:
+        """Raise InternalError naming every broken rule. Reads all rows; call it when nothing is being written."""
+        with self._lock:
+            rows = self._ledger.lru_blocks(self._ledger.stats().blocks, ())
+            found = self._ledger.integrity() + self._host.check_integrity() + self._files.check_integrity()
+            found += [f"block {h.hex()} has a row and no file" for h in rows if not self._files.exists(h)]
+            found += [f"block {h.hex()} is held {n} times" for h, n in self._held.items() if n < 1]
+        if found:
+            raise InternalError("; ".join(found))
+
+    def _header_at(self, position: int) -> BlockHeader:
+        return replace(self._header, first_token=position)
