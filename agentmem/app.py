@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import signal
@@ -137,16 +138,23 @@ async def run_server(settings: Settings, model: ModelHandle, on_ready: Callable[
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[float | None] = loop.create_future()
 
+    signals = itertools.count(1)
+
     def request_drain(seconds: float | None = None) -> None:
-        if stopping.done():
+        if not stopping.done():
+            stopping.set_result(seconds)
+
+    def on_signal() -> None:
+        if next(signals) > 1:
             os._exit(130)
-        stopping.set_result(seconds)
+        request_drain()
 
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, request_drain)
+        loop.add_signal_handler(name, on_signal)
     core = build_core(settings, model)
     metrics = Metrics()
     metrics.watch(core.manager.stats)
+    core.manager.generator.on_reply = metrics.reply
     server = ApiServer(core.manager, settings.server, metrics=metrics, request_drain=request_drain)
     grace = settings.server.drain_seconds
     try:

@@ -9,8 +9,7 @@ from agentmem.api import validation as check
 from agentmem.api.call import Context, current_call, tenant
 from agentmem.api.ports import SessionPort
 from agentmem.errors import InvalidInput, NotImplementedYet
-from agentmem.telemetry import Metrics
-from agentmem.types import FinishEvent, GenerationEvent
+from agentmem.types import GenerationEvent
 from agentmem.v1 import convert, views
 from agentmem.v1 import generation_pb2 as pb
 from agentmem.v1.enums import FIDELITY
@@ -20,9 +19,8 @@ from agentmem.v1.generation_pb2_grpc import GenerationServiceServicer
 class GenerationService(GenerationServiceServicer):
     """Writes to sessions over gRPC. A reply's generator is closed as soon as its client is gone; the manager decides what goes on."""
 
-    def __init__(self, sessions: SessionPort, metrics: Metrics) -> None:
+    def __init__(self, sessions: SessionPort) -> None:
         self._sessions = sessions
-        self._metrics = metrics
 
     async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
         """Add input without a reply."""
@@ -39,8 +37,6 @@ class GenerationService(GenerationServiceServicer):
         async with aclosing(self._events(request)) as events:
             async for event in events:
                 await context.write(convert.event_to_pb(event))
-                if isinstance(event, FinishEvent):
-                    self._metrics.reply(event.usage, event.reuse)
 
     def _events(self, request: pb.GenerateRequest) -> AsyncGenerator[GenerationEvent]:
         call = current_call.get()

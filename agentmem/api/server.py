@@ -105,7 +105,7 @@ class ApiServer:
         admin = AdminService(self._sessions, placement=self._placement, request_drain=self._request_drain)
         for add, servicer in (
             (session_pb2_grpc.add_SessionServiceServicer_to_server, SessionService(self._sessions, self._draining)),
-            (generation_pb2_grpc.add_GenerationServiceServicer_to_server, GenerationService(self._sessions, self._metrics)),
+            (generation_pb2_grpc.add_GenerationServiceServicer_to_server, GenerationService(self._sessions)),
             (memory_pb2_grpc.add_MemoryServiceServicer_to_server, MemoryService(self._sessions)),
             (admin_pb2_grpc.add_AdminServiceServicer_to_server, admin),
             (health_pb2_grpc.add_HealthServicer_to_server, self._health),

@@ -122,7 +122,7 @@ class Brancher:
         if diverged.at_turn is not None:
             name = None
             if request_id is not None:
-                name = f"{session.record.id[:200]}-{blake3(request_id.encode()).hexdigest()[:12]}"
+                name = f"{session.record.id[:110]}-{blake3(request_id.encode()).hexdigest()[:12]}"
             session = await self._fork_once(session, diverged.at_turn, name)
             if session.knows(request_id):
                 return session, given

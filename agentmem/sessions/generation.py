@@ -8,7 +8,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from agentmem.chat import Chat
@@ -30,10 +30,12 @@ from agentmem.types import (
     GenerationEvent,
     MissReason,
     RequestId,
+    ReuseReport,
     SamplingParams,
     Turn,
     TurnInput,
     TurnState,
+    Usage,
 )
 from agentmem.views import AppendResult, ChangeKind
 
@@ -67,6 +69,7 @@ class Generator:
         self.limits = limits
         self.resume_seconds = resume_seconds
         self.draining = False
+        self.on_reply: Callable[[Usage, ReuseReport], None] = lambda _usage, _reuse: None  # once for each reply, replays apart
         self.tasks = Tasks()
 
     # -- Append -------------------------------------------------------------------------------------------------------
@@ -196,6 +199,7 @@ class Generator:
         )
         self._adopt(session, run, turn)
         durable = await self.sealer.commit(session)
+        self.on_reply(turn.usage, turn.reuse)
         session.notify(ChangeKind.GENERATED, turn.index, self.engine.pool.shape.row_bytes)
         return FinishEvent(
             turn_index=turn.index,

@@ -62,15 +62,6 @@ async def test_resume_needs_a_request_id(api: Api) -> None:
     assert "resume_after_tokens is set without request_id" in str(error)
 
 
-async def test_a_finished_reply_is_counted(api: Api) -> None:
-    """Tokens and reuse of a reply reach the metrics."""
-    async for _ in api.generation.Generate(pb.GenerateRequest(session_id="s")):
-        pass
-    value = api.metrics.registry.get_sample_value
-    assert 2 == value("agentmem_generation_tokens_total")
-    assert 4 == value("agentmem_prefix_cache_hit_tokens_total", {"tier": "device"})
-
-
 async def test_an_error_before_the_first_event(api: Api) -> None:
     """A manager that refuses ends the stream with its error, retry delay included."""
     api.sessions.error = Overloaded("the queue is full", retry_after=2.5)
