@@ -15,7 +15,7 @@ from agentmem.chat.template import Prelude, Template, TemplateRefused
 from agentmem.errors import TemplateNotAppendable
 from agentmem.types import Message, Tail, ToolCall
 
-# Templates look back to the last user message at most; rendering all of a long history for each message would be quadratic.
+# Templates look back a few messages at most; rendering all of a long history for each message would be quadratic.
 RECENT = 8
 
 
@@ -128,12 +128,10 @@ def _some(message: Message | None) -> tuple[Message, ...]:
 
 def _pasts(history: Sequence[Message], message: Message | None) -> Iterator[list[Message]]:
     """Yield what to render in place of ``history``: its recent part, and all of it for a template that needs more."""
-    start = max(0, len(history) - RECENT)
-    while start and history[start].role != "user":
-        start -= 1
-    yield _one_result_each(history[start:], message)
-    if start:
-        yield _one_result_each(history, message)
+    if len(history) > RECENT:
+        recent = history[-RECENT:]
+        yield _one_result_each([*_placeholder(recent[0], Tail.CLOSED), *recent], message)
+    yield _one_result_each(history, message)
 
 
 def _placeholder(message: Message | None, tail: Tail) -> list[Message]:

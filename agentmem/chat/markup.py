@@ -65,7 +65,7 @@ class Markup:
             raise InvalidInput(f"the text holds a lone surrogate, {text[error.start]!r}") from error
         first, *others = self._pieces(text)
         ids = self._ids(first) if start else self._following(first)
-        for piece in others:
+        for piece in filter(None, others):
             ids += self._following(piece)
         return ids
 
@@ -75,8 +75,7 @@ class Markup:
         for mark, after in zip(texts_and_marks[1::2], texts_and_marks[2::2], strict=True):
             head, *rest = self._cut(self._controls[int(mark)])
             pieces[-1] += head
-            pieces += rest
-            pieces[-1] += after
+            pieces += (*rest, after)
         return pieces
 
     def _cut(self, text: str) -> list[str]:

@@ -124,10 +124,13 @@ def kept(scores: Tensor, params: SamplingParams) -> Tensor:
     if 0 < params.top_k < ids.numel():
         ids = ids[scores[ids] >= scores[ids].topk(params.top_k).values[-1]]
     if params.top_p < 1.0:
-        ascending, order = scores[ids].sort(stable=True)
-        below = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - params.top_p
+        probabilities = scores[ids].softmax(dim=-1)
+        # Together these weigh less than what is to be cut, so they needn't be sorted: nearly the whole vocabulary.
+        rare = probabilities < min((1.0 - params.top_p) / ids.numel(), float(probabilities.max()))
+        ascending, order = probabilities[~rare].sort(stable=True)
+        below = probabilities[rare].sum() + ascending.cumsum(dim=-1) <= 1.0 - params.top_p
         below[-1] = False
-        ids = ids[order[~below]].sort().values
+        ids = ids[~rare][order[~below]].sort().values
     if params.min_p > 0.0:
         probabilities = scores[ids].softmax(dim=-1)
         ids = ids[probabilities >= params.min_p * probabilities.max()]

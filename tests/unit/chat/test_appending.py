@@ -6,6 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from agentmem.chat import Chat, ChatContext
+from agentmem.chat.appending import RECENT
 from agentmem.errors import InvalidInput, TemplateNotAppendable
 from agentmem.types import Message, Tail, ToolCall
 
@@ -95,3 +96,28 @@ def test_a_call_that_the_template_ends_differently_is_closed_as_it_ends(tokenize
         last_token=chat._tokenizer.eos_token_id,
     )
     assert "~<|im_start|>toolr<|im_end|>" == chat._tokenizer.decode(chat.encode(context, [Message("tool", "r")], reply=False))
+
+
+def test_names_reach_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A template may show who speaks."""
+    chat = chat_with(tokenizer, "{% for m in messages %}{{ m.name | default('?') }}: {{ m.content }}<|im_end|>{% endfor %}")
+    assert "Ada: c<|im_end|>?: d<|im_end|>" == added(chat, Message("user", "c", name="Ada"), Message("user", "d"))
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "tool", "system"])
+def test_the_cost_of_a_message_does_not_grow_with_the_history(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """However long the history and whatever its roles, a few messages are rendered for each new one."""
+    chat = chat_with(tokenizer, LOOP)
+    sizes = []
+    render = tokenizer.__class__.apply_chat_template
+
+    def counted(self: PreTrainedTokenizerBase, conversation: list[dict[str, str]], **options: object) -> object:
+        sizes.append(len(conversation))
+        return render(self, conversation, **options)
+
+    monkeypatch.setattr(tokenizer.__class__, "apply_chat_template", counted)
+    added(chat, *[Message("user", "c")] * 3, history=(*HISTORY, *[Message(role, "x")] * 500))
+    assert max(sizes) <= RECENT + 3
+    assert len(sizes) <= 6

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentmem.chat import HistoryMatch, match_history
@@ -76,6 +76,7 @@ def test_arguments_that_are_not_json_are_compared_as_text() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=3)), max_size=6), st.integers(0, 6))
+@settings(deadline=None)
 def test_the_equal_part_is_the_common_prefix(pairs: list[tuple[str, str]], at: int) -> None:
     """With one message changed, exactly the messages before it are equal."""
     ledger = [Message(role, content) for role, content in pairs]

@@ -54,13 +54,14 @@ def test_marked_text_is_plain(markup: Markup, tokenizer: PreTrainedTokenizerBase
 
 
 def test_tokens_within_tokens_stay_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A control token that contains another is cut until neither is left."""
+    """Control tokens that contain or overlap each other are cut until none is left."""
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>", "<<s>>", "x<<s>>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>", "<<s>>", "x<<s>>", "s>x"]})
     markup = Markup(tokenizer)
-    ids = markup.encode(markup.mark("a x<<s>> b"))
-    assert "a x<<s>> b" == tokenizer.decode(ids)
-    assert not set(ids) & set(tokenizer.all_special_ids)
+    for text in ("a x<<s>> b", "<s>x", "<<s>x<s>>"):
+        ids = markup.encode(markup.mark(text))
+        assert text == tokenizer.decode(ids)
+        assert not set(ids) & set(tokenizer.all_special_ids)
 
 
 def test_tokens_of_the_template_count(markup: Markup, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentmem.engine.stopping import ReplyText, StopScanner
@@ -28,6 +28,7 @@ def expected(stop: list[str], text: str) -> tuple[str, bool]:
 
 
 @given(STOPS, PIECES)
+@settings(deadline=None)
 def test_the_cut_does_not_depend_on_the_pieces(stop: list[str], pieces: list[str]) -> None:
     """However the text is split, it is cut before the stop string that is complete first."""
     shown, stopped = scan(stop, pieces)
@@ -35,6 +36,7 @@ def test_the_cut_does_not_depend_on_the_pieces(stop: list[str], pieces: list[str
 
 
 @given(STOPS, PIECES)
+@settings(deadline=None)
 def test_no_text_is_taken_back(stop: list[str], pieces: list[str]) -> None:
     """What was shown at any time is the beginning of what is shown in the end, and as much as could be."""
     scanner = StopScanner(stop)
