@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,20 +23,21 @@ from transformers.utils import logging as hf_logging
 
 from agentmem.engine.fingerprint import WHOLE_BYTES, file_hash, hash_json
 from agentmem.engine.support import check_config
-from agentmem.errors import InvalidInput, StorageFailed, UnsupportedModel
+from agentmem.errors import InvalidInput, StorageFailed
 
 Progress = Callable[[str, float], None]
 
 CONVERSION = 1  # raise when the conversion's output changes
 MAGIC = b"GGUF"
 STAGE = "converting GGUF"
+UNREADABLE = (ValueError, KeyError, IndexError, RuntimeError, struct.error)  # what the readers raise on bad bytes
 
 
 def convert_gguf(path: Path, cache_dir: Path, progress: Progress | None = None) -> Path:
     """Return the directory with the safetensors form of the GGUF file ``path``, converting it on first use.
 
     ``progress`` is called with a stage and a fraction from 0 to 1 while converting. Safe to call from several processes at once.
-    Raises InvalidInput when the file is not GGUF, UnsupportedModel when its architecture can't be served, StorageFailed when
+    Raises InvalidInput when the file can't be read as GGUF, UnsupportedModel when its architecture can't be served, StorageFailed when
     ``cache_dir`` can't be written.
     """
     _check_magic(path)
@@ -102,8 +104,8 @@ def _write_safetensors(path: Path, target: Path, progress: Progress) -> None:
             loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except ImportError as error:
         raise InvalidInput("reading GGUF needs the packages gguf and accelerate: pip install 'agentmem-kv[gguf]'") from error
-    except ValueError as error:  # how transformers reports an architecture it can't read from GGUF
-        raise UnsupportedModel(f"GGUF file {path}: {error}") from error
+    except UNREADABLE as error:
+        raise InvalidInput(f"GGUF file {path} can't be read, it is damaged or of an unknown architecture: {error!r}") from error
     progress(STAGE, 0.8)
     # save_pretrained is refused on a model that was read from GGUF, so its weights move into a fresh one
     with torch.device("meta"):

@@ -29,7 +29,7 @@ MEANING = {
     "softcap": "soft-capped attention logits",
     "s_aux": "attention sinks",
     "position_bias": "a position bias",
-    "is_causal": "bidirectional attention",
+    "is_causal": "no causal mask: it is bidirectional",
 }
 
 
@@ -62,8 +62,9 @@ def _record(
     probe.keys.append(key[0, :, -1].float())
     if attention_mask is not None:
         probe.extras.add("a mask that is not causal")
-    for name, given in kwargs.items():
-        if given is None or name in HARMLESS or (name == "is_causal" and given is True):
+    given = {"is_causal": getattr(module, "is_causal", None)} | kwargs
+    for name, value_given in given.items():
+        if value_given is None or name in HARMLESS or (name == "is_causal" and value_given is True):
             continue
         probe.extras.add(MEANING.get(name, f"the attention argument {name!r}"))
     return value.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
@@ -77,10 +78,13 @@ def check_calls(model: PreTrainedModel, max_context: int) -> KVShape:
     a recurrent state, RoPE phases taken from the batch): then the second of two tokens changes with the first one.
     """
     AttentionInterface.register(NAME, _record)
-    with attention(model, NAME):
-        near, near_logits = _run(model, [1, 2], [0, 1])
-        far, far_logits = _run(model, [3, 2], [max_context - 1, 1])
     kind = model.config.model_type
+    try:
+        with attention(model, NAME):
+            near, near_logits = _run(model, [1, 2], [0, 1])
+            far, far_logits = _run(model, [3, 2], [max_context - 1, 1])
+    except TypeError as error:
+        raise UnsupportedModel(f"{kind} can't be served: attention doesn't get the forward's keywords ({error}). {SUPPORTED}") from error
     counts = Counter(near.layers)
     if set(counts) != set(range(model.config.num_hidden_layers)) or set(counts.values()) != {1}:
         found = ", ".join(f"layer {layer}: {count}" for layer, count in sorted(counts.items())) or "none"

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from agentmem.errors import UnsupportedModel
 
 SUPPORTED = "served are decoders with plain causal attention, full or sliding: Llama, Mistral, Qwen2, Qwen3, Gemma3 (text) and their like"
+PER_LAYER = "one a layer"
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 # Phases are a function of a token's own position. "dynamic" and "longrope" switch frequencies with the longest position of the batch.
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn", "proportional"})
@@ -28,9 +29,25 @@ class Refusal(NamedTuple):
     found: Callable[[PreTrainedConfig], str]
 
 
+def _read(config: PreTrainedConfig, name: str) -> Any:  # noqa: ANN401 (configs hold anything)
+    """Return an attribute of ``config``: None when there is none, ``PER_LAYER`` when it has one value for each layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # how a heterogeneous config of transformers answers for what its layers do not agree on
+        return PER_LAYER
+
+
 def _setting(name: str) -> Callable[[PreTrainedConfig], str]:
     """Return a test that finds ``name`` in a config when it is set to anything but None, False, 0 or an empty list."""
-    return lambda config: f"{name}={getattr(config, name)!r}" if getattr(config, name, None) else ""
+    return lambda config: f"{name}={value!r}" if (value := _read(config, name)) else ""
+
+
+def _known_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    try:
+        found = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 (there is no public look-up without building)
+    except KeyError:
+        return None
+    return cast("type[PreTrainedModel]", found)
 
 
 def _wraps_modalities(config: PreTrainedConfig) -> str:
@@ -53,6 +70,12 @@ def _odd_layers(config: PreTrainedConfig) -> str:
     return ", ".join(sorted(set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES))
 
 
+def _recurrent(config: PreTrainedConfig) -> str:
+    """Return the class of a recurrent or hybrid model, known by the state that it keeps between tokens instead of K and V."""
+    cls = _known_class(config)
+    return cls.__name__ if cls is not None and getattr(cls, "_is_stateful", False) else ""
+
+
 def _alibi(config: PreTrainedConfig) -> str:
     attention = getattr(config, "attn_config", None)
     always = config.model_type if config.model_type == "bloom" else ""
@@ -61,11 +84,13 @@ def _alibi(config: PreTrainedConfig) -> str:
 
 def _head_lists(config: PreTrainedConfig) -> str:
     names = ("num_attention_heads", "num_key_value_heads", "head_dim")
-    return ", ".join(f"{name}={getattr(config, name)!r}" for name in names if isinstance(getattr(config, name, None), list | tuple))
+    values = {name: _read(config, name) for name in names}
+    return ", ".join(f"{name}={value!r}" for name, value in values.items() if value == PER_LAYER or isinstance(value, list | tuple))
 
 
 REFUSALS = (
     Refusal("an encoder beside the decoder", _setting("is_encoder_decoder")),
+    Refusal("linear attention, Mamba or another recurrent state", _recurrent),
     Refusal("parts for other modalities; point to its text model instead", _wraps_modalities),
     Refusal("cross attention", _setting("add_cross_attention")),
     Refusal("ALiBi position bias", _alibi),
@@ -81,26 +106,16 @@ REFUSALS = (
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the causal language model class of ``config``. Raises UnsupportedModel when transformers has none."""
-    try:
-        found = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 (there is no public look-up without building)
-    except KeyError:
-        raise UnsupportedModel(f"{config.model_type}: transformers has no causal language model for it; {SUPPORTED}") from None
-    return cast("type[PreTrainedModel]", found)
+    found = _known_class(config)
+    if found is None:
+        raise UnsupportedModel(f"{config.model_type}: transformers has no causal language model for it; {SUPPORTED}")
+    return found
 
 
 def check_config(config: PreTrainedConfig) -> None:
     """Raise UnsupportedModel, naming everything in ``config`` that the seam can't serve, before any weight is read."""
     found = [f"{refusal.name} ({what})" for refusal in REFUSALS if (what := refusal.found(config))]
-    if not found:
-        found = _class_refusals(model_class(config))
+    if not found and not model_class(config)._supports_attention_backend:  # noqa: SLF001 (the flag has no public name)
+        found = [f"attention that can't be replaced ({model_class(config).__name__} lacks _supports_attention_backend)"]
     if found:
         raise UnsupportedModel(f"{config.model_type} can't be served: it has {'; it has '.join(found)}. {SUPPORTED}")
-
-
-def _class_refusals(cls: type[PreTrainedModel]) -> list[str]:
-    found = []
-    if getattr(cls, "_is_stateful", False):
-        found.append(f"recurrent state (linear attention, Mamba or a hybrid: {cls.__name__})")
-    elif not cls._supports_attention_backend:
-        found.append(f"attention that can't be replaced ({cls.__name__} lacks _supports_attention_backend)")
-    return found
