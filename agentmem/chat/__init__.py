@@ -3,6 +3,5 @@
 from agentmem.chat.chat import Chat, ChatContext
 from agentmem.chat.detokenizer import Detokenizer
 from agentmem.chat.history import HistoryMatch, match_history
-from agentmem.chat.identity import template_hash, tokenizer_hash
 
-__all__ = ["Chat", "ChatContext", "Detokenizer", "HistoryMatch", "match_history", "template_hash", "tokenizer_hash"]
+__all__ = ["Chat", "ChatContext", "Detokenizer", "HistoryMatch", "match_history"]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from agentmem.chat.appending import Appender
 from agentmem.chat.detokenizer import Detokenizer
-from agentmem.chat.identity import template_hash, tokenizer_hash
 from agentmem.chat.markup import Markup
 from agentmem.chat.template import Template, TemplateRefused
 from agentmem.chat.tools import TOOL_FORMATS
@@ -38,15 +37,12 @@ class ChatContext:
 class Chat:
     """One model's tokenizer and chat template. Immutable after construction and thread safe.
 
-    ``eos_token_ids``: the ids that end a reply, the tokenizer's own included. ``tokenizer_hash`` and ``template_hash`` identify what ids
-    and renderings mean ("" without a template).
+    ``eos_token_ids``: the ids that end a reply, the tokenizer's own included.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int] = ()) -> None:
         own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.eos_token_ids = frozenset((*eos_token_ids, *own))
-        self.tokenizer_hash = tokenizer_hash(tokenizer)
-        self.template_hash = template_hash(tokenizer)
         self._tokenizer = tokenizer
         self._markup = Markup(tokenizer)
         self._template = Template(tokenizer, self._markup) if tokenizer.chat_template is not None else None
