@@ -235,6 +235,16 @@ def test_stale_owner_promises_nothing(stores: Stores) -> None:
     assert ([], 0) == (stores.files(), stores.archive.stats().held)
 
 
+def test_failed_commit_keeps_what_others_promise(stores: Stores) -> None:
+    """A commit that fails removes only files that no row promises."""
+    stores.commit(stored("a"))
+    faults.arm("ledger.before_commit", "enospc", 1)
+    with pytest.raises(StorageFailed):
+        stores.commit(stored("a"), stored("b"))
+    assert [stores.path("a")] == stores.files()
+    assert Tier.DISK == stores.tier("a")
+
+
 def test_wrong_shape_is_refused(stores: Stores) -> None:
     """Tensors of another shape than the model's are InvalidInput, and nothing is written."""
     with pytest.raises(InvalidInput, match="block k"):
