@@ -20,9 +20,9 @@ from agentmem.errors import UnsupportedModel
 
 NAME = "agentmem-probe"
 PROBE_TOKENS = 24
-# Largest relative error of one row of logits, ||ours - reference|| / ||reference||: about ten times what rounding alone gives
-# over 30 layers when sums are taken in another order.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Largest relative error of one row of logits, ||ours - reference|| / ||reference||: measured on SmolLM2-135M
+# (30 layers), sdpa against eager, are 1.4e-6 in fp32 and 1.9e-2 in bf16.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # Arguments that transformers passes along and that change nothing in what attention computes without a cache.
 HARMLESS = frozenset({"dropout", "scaling", "sliding_window", "position_ids", "use_cache", "output_attentions", "output_router_logits"})
 MEANING = {
