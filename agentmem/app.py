@@ -8,6 +8,7 @@ import itertools
 import os
 import secrets
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from agentmem.chat import Chat
 from agentmem.config import ServerSettings, Settings
 from agentmem.engine.engine import Engine
 from agentmem.engine.model import ModelHandle, load_model
+from agentmem.engine.probe import verify_seam
 from agentmem.engine.restore import Restorer
 from agentmem.engine.runner import Runner
 from agentmem.engine.scheduler import Limits
@@ -42,6 +44,7 @@ from agentmem.telemetry import Metrics, setup_logging
 from agentmem_workers.local import LocalExecutor
 
 FORMAT_VERSION = 1
+SECRET_BYTES = 32
 KV_SHARE = 0.5  # of the memory that is free once the model is loaded, when memory.kv_bytes is auto
 
 
@@ -93,9 +96,11 @@ def build_core(settings: Settings, model: ModelHandle) -> Core:
     files = BlockFiles(state / "blocks", quarantine=state / "quarantine")
     memory = settings.memory
     archive = Archive(files, ledger, header=header, host_bytes=int(memory.host_bytes), disk_bytes=int(settings.storage.disk_bytes))
+    runner = Runner(model.model)
+    verify_seam(model.model, lambda token_ids: runner.logits_of(token_ids, shape))
     pool = KVPool(shape, kv_budget(settings, model.device), memory.block_tokens)
     limits = Limits(memory.max_running, memory.max_queue, memory.max_batch_tokens, max(memory.max_batch_tokens, 2048))
-    engine = Engine(Runner(model.model), pool, Restorer(archive, memory.block_tokens), limits)
+    engine = Engine(runner, pool, Restorer(archive, memory.block_tokens), limits)
     executor = LocalExecutor()
     identity = ModelIdentity(model.name, model.fingerprint, model.parts.tokenizer, dtype)
     table = SessionTable(ledger, engine, identity, secret, memory.block_tokens)
@@ -119,18 +124,31 @@ def kv_budget(settings: Settings, device: torch.device) -> int:
 
 
 def read_secret(state_dir: Path) -> bytes:
-    """Return the server's secret, 32 bytes, made on first use and readable by its owner only."""
+    """Return the server's secret, made on first use and readable by its owner only. Raises ConfigError."""
     path = state_dir / "secret"
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
-    state_dir.mkdir(parents=True, exist_ok=True)
-    temp = state_dir / f"secret.{os.getpid()}.tmp"
-    with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(32))
-        file.flush()
-        os.fsync(file.fileno())
-    temp.rename(path)
-    return path.read_bytes()
+    try:
+        if not path.exists():
+            state_dir.mkdir(parents=True, exist_ok=True)
+            _make_secret(path)
+        secret = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"storage.state_dir {state_dir} cannot keep the server's secret: {error}") from error
+    if len(secret) != SECRET_BYTES:
+        raise ConfigError(f"{path} holds {len(secret)} bytes, not the {SECRET_BYTES} of a secret; remove it to have a new one made")
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    descriptor, temp = tempfile.mkstemp(dir=path.parent, prefix="secret.")  # readable by its owner only
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts
+            os.link(temp, path)
+    finally:
+        Path(temp).unlink()
 
 
 async def run_server(settings: Settings, model: ModelHandle, on_ready: Callable[[str], None]) -> None:

@@ -54,8 +54,9 @@ class FingerprintParts:
     template: str
 
     def combined(self) -> Fingerprint:
-        """Return the model's identity: 64 hex digits."""
-        return Fingerprint(hash_json(astuple(self)))
+        """Return the model's identity, ``model.template``: 40 hex digits for what K and V depend on, 16 for the chat template."""
+        *model, template = astuple(self)
+        return Fingerprint(f"{hash_json(model)[:40]}.{template[:16]}")
 
     def differences(self, other: FingerprintParts) -> tuple[str, ...]:
         """Return the names of the parts in which ``other`` differs, in the order of the fields."""
@@ -78,15 +79,15 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the hash of all that maps text to ids: the serialised fast tokenizer, or class, vocabulary and special tokens.
+    """Return the hash of all that maps text to ids: the serialised fast tokenizer, or class and vocabulary, and the special tokens.
 
     Truncation and padding are left out: they are state that a call leaves behind.
     """
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = json.loads(backend.to_str())
-        return hash_json({key: value for key, value in state.items() if key not in ("truncation", "padding")})
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        return hash_json([{key: value for key, value in state.items() if key not in ("truncation", "padding")}, special])
     return hash_json([type(tokenizer).__name__, tokenizer.get_vocab(), special])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentmem.engine import attention_seam
-from agentmem.engine.batch import StepBatch
+from agentmem.engine.batch import StepBatch, Work, build_batch
+from agentmem.memory.pool import KVPool
+from agentmem.memory.segment import KVShape
 
 
 class Runner:
@@ -32,3 +35,9 @@ class Runner:
         )
         logits: Tensor = out.logits[0]
         return logits.float()
+
+    def logits_of(self, token_ids: Sequence[int], shape: KVShape) -> Tensor:
+        """Return the logits ``[len(token_ids), vocab]`` of a text on its own, fp32, by way of a pool that is thrown away."""
+        pool = KVPool(shape, len(token_ids) * shape.row_bytes, len(token_ids))
+        work = Work(pool.match([]), token_ids, range(len(token_ids)))
+        return self.forward(build_batch(pool, [work], shape.device))

@@ -14,7 +14,7 @@ from support.tiny import word_tokenizer
 from agentmem.engine import fingerprint
 from agentmem.engine.fingerprint import FingerprintParts, config_hash, file_hash, hash_json, template_hash, tokenizer_hash, weights_hash
 
-PARTS = FingerprintParts("c", "w", "torch.float32", "t", "m")
+PARTS = FingerprintParts("c", "w", "torch.float32", "t", "m" * 64)
 JSON = st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
 
@@ -30,7 +30,7 @@ def test_every_part_changes_the_fingerprint(part: str) -> None:
 def test_equal_parts_give_equal_fingerprints() -> None:
     """The fingerprint is a function of the parts: 64 hex digits, no difference to itself."""
     assert PARTS.combined() == replace(PARTS).combined()
-    assert len(PARTS.combined()) == 64
+    assert [len(half) for half in PARTS.combined().split(".")] == [40, 16]
     assert PARTS.differences(PARTS) == ()
 
 
@@ -64,7 +64,10 @@ def test_tokenizer_hash_ignores_what_a_call_leaves_behind() -> None:
 
     assert before == tokenizer_hash(tokenizer)
     tokenizer.add_tokens(["<new>"])
-    assert before != tokenizer_hash(tokenizer)
+    after = tokenizer_hash(tokenizer)
+    assert before != after
+    tokenizer.eos_token = "<new>"
+    assert after != tokenizer_hash(tokenizer)
 
 
 def test_tokenizer_without_a_fast_backend_is_hashed_by_its_vocabulary() -> None:
