@@ -35,7 +35,7 @@ def attention(
     step: StepBatch,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **kwargs: Any,
+    **kwargs: Any,  # noqa: ANN401 - whatever transformers passes on
 ) -> tuple[Tensor, None]:
     """Write this step's K and V of one layer and attend to each session's view.
 

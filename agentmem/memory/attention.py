@@ -49,7 +49,7 @@ def attend_flash_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
     heads, n_q, dim = q.shape
     kv_heads, n_k, _ = k.shape
     group = heads // kv_heads
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001 - the public function has no lse
     if causal and n_q > 1:
         keys = k[:, None].expand(kv_heads, group, n_k, dim)
         values = v[:, None].expand(kv_heads, group, n_k, dim)
@@ -69,7 +69,7 @@ def attend_flash_cuda(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: floa
     queries = q.reshape(1, kv_heads, group * n_q, dim) if folded else q[None]
     keys = k[None] if folded else k[:, None].expand(kv_heads, group, n_k, dim).reshape(1, heads, n_k, dim)
     values = v[None] if folded else v[:, None].expand(kv_heads, group, n_k, dim).reshape(1, heads, n_k, dim)
-    flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+    flash = torch.ops.aten._scaled_dot_product_flash_attention.default  # noqa: SLF001 - the public function has no lse
     out, lse, *_ = flash(queries, keys, values, dropout_p=0.0, is_causal=not folded, return_debug_mask=False, scale=scale)
     return out.reshape(heads, n_q, dim), lse[..., : queries.shape[2]].reshape(heads, n_q)
 

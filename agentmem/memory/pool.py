@@ -91,7 +91,7 @@ class KVPool:
         self.set_busy(branch)
         segment = branch.segment
         room = 0
-        if segment is not None and segment.end == branch.length and not (segment.owner and segment.owner.busy):
+        if segment is not None and segment.end == branch.length and segment.may_pass_to(branch):
             segment.owner = branch
             room = segment.capacity - segment.length
         missing = max(0, rows - room)
@@ -131,6 +131,7 @@ class KVPool:
                 segment.users.add(branch)
             if old is not None:
                 old.users.discard(branch)
+                self._trim(old)
                 self._free_unused(old)
         if segment is not None:
             self._trim(segment)

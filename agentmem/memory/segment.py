@@ -77,6 +77,10 @@ class Segment:
             new[:, :, : self.length] = old[:, :, : self.length]
             setattr(self, name, new)
 
+    def may_pass_to(self, branch: Branch) -> bool:
+        """Return whether ``branch`` may be the one that writes on here: nobody else is about to."""
+        return self.owner is None or self.owner is branch or not self.owner.busy
+
     def needed_rows(self, without: Branch | None = None) -> int:
         """Return how many rows someone other than the branch ``without`` still needs."""
         rows = [branch.length - self.base for branch in self.users if branch is not without]
