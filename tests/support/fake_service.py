@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import queue
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -266,3 +268,24 @@ async def serving(sessions: FakeSessions, *, port: int = 0, api_keys: Path | Non
         yield server
     finally:
         await server.stop()
+
+
+@contextmanager
+def serving_on_a_thread(sessions: FakeSessions) -> Iterator[str]:
+    """Run the server on a thread of its own, for callers that block; yields its address."""
+    started: queue.SimpleQueue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
+
+    async def serve() -> None:
+        done = asyncio.Event()
+        async with serving(sessions) as server:
+            started.put((server.address, asyncio.get_running_loop(), done))
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    address, loop, done = started.get(timeout=30)
+    try:
+        yield address
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join()

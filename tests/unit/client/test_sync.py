@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from support.fake_service import FakeSessions, serving
+from support.fake_service import FakeSessions, serving_on_a_thread
 
 from agentmem.errors import Disconnected, NotFound
 from agentmem.types import FinishEvent, StartEvent, TokenEvent
@@ -25,24 +25,8 @@ def sessions() -> FakeSessions:
 
 @pytest.fixture
 def address(sessions: FakeSessions) -> Iterator[str]:
-    """Run a server on a thread of its own, as the synchronous client needs one."""
-    started, addresses, stop = threading.Event(), [], []
-
-    async def serve() -> None:
-        done = asyncio.Event()
-        stop.append((asyncio.get_running_loop(), done))
-        async with serving(sessions) as server:
-            addresses.append(server.address)
-            started.set()
-            await done.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert started.wait(30)
-    yield addresses[0]
-    loop, done = stop[0]
-    loop.call_soon_threadsafe(done.set)
-    thread.join()
+    with serving_on_a_thread(sessions) as address:
+        yield address
 
 
 def test_the_same_words_without_await(address: str, sessions: FakeSessions) -> None:

@@ -1,0 +1,50 @@
+"""What commands print: JSON for programs on stdout, tables for people, errors and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from agentmem.errors import AgentMemError
+from agentmem.views import SessionInfo
+
+
+def fail(error: AgentMemError) -> None:
+    """Print ``error`` as one line on stderr."""
+    typer.echo(f"error: {' '.join(error.message.split())} ({error.reason})", err=True)
+
+
+def print_json(value: object) -> None:
+    """Print ``value`` as one line of JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """Print a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(highlight=False, markup=False).print(table)
+
+
+def session_json(info: SessionInfo) -> dict[str, Any]:
+    """Return a session as one flat JSON object."""
+    values = asdict(info)
+    record: dict[str, Any] = values.pop("record")
+    return record | values
+
+
+def ago(seconds_since_epoch: float) -> str:
+    """Return how long ago a moment was, or how far ahead, in the largest unit that fits."""
+    seconds = time.time() - seconds_since_epoch
+    size, unit = next(((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "min")) if abs(seconds) >= size), (1, "s"))
+    text = f"{abs(seconds) / size:.0f} {unit}"
+    return f"{text} ago" if seconds >= 0 else f"in {text}"
