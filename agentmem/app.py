@@ -204,9 +204,9 @@ def serve_metrics(metrics: Metrics, settings: ServerSettings) -> Iterator[None]:
         thread.join()
 
 
-def serve(settings: Settings, on_ready: Callable[[str], None] = print) -> None:
-    """Load the model and serve until told to stop. Raises AgentMemError subclasses when it cannot start."""
+def serve(settings: Settings, on_ready: Callable[[str], None] = print, progress: Callable[[str, float], None] | None = None) -> None:
+    """Load the model and serve until told to stop; ``progress`` hears what loading does. Raises AgentMemError when it cannot start."""
     faults.arm_from_env()
     setup_logging(settings.log.level, settings.log.format, prompt_text=settings.log.prompt_text)
-    model = load_handle(settings)
+    model = load_handle(settings, progress)
     asyncio.run(run_server(settings, model, on_ready))

@@ -13,6 +13,8 @@ import typer
 from agentmem.errors import AgentMemError
 from agentmem.views import SessionInfo
 
+PIPE_COLUMNS = 240  # a pipe has no width of its own; lines stay whole for grep
+
 
 def fail(error: AgentMemError) -> None:
     """Print ``error`` as one line on stderr."""
@@ -24,15 +26,20 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """Print a table for people."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table for people. The first column, a name to copy, is wrapped last."""
+    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*columns, title=title, title_justify="left")
+    first, *others = columns
+    table = Table(Column(first, no_wrap=True, overflow="fold"), *others, box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*map(str, row))
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    console.print(table)
 
 
 def session_json(info: SessionInfo) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -41,7 +40,7 @@ Input = str | Message | Sequence[Message] | TurnInput
 
 def new_id(prefix: str) -> str:
     """Return an id that no other client makes up; made here so that repeating a call after a lost answer is safe."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    return f"{prefix}-{secrets.token_hex(8)}"
 
 
 class AsyncSession:

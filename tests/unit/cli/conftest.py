@@ -31,7 +31,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command line away from the user's files; AGENTMEM_TARGET says where the server is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AGENTMEM_STORAGE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("COLUMNS", "200")
     return lambda *args, **options: CliRunner().invoke(app, [str(arg) for arg in args], **options)
 
 
