@@ -222,7 +222,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One ledger row. ``messages`` are in order, the assistant's reply last; ``token_ids`` only this turn's.
+    """One ledger row. ``messages`` are in order, the assistant's reply last (in RAW sessions alone); ``token_ids`` only this turn's.
 
     Turn 0 is the prelude: the system prompt and the tools. ``finish_reason`` is None while nothing was generated.
     ``input_digest`` identifies what a request asked for, so that its ``request_id`` cannot be reused for something else.

@@ -82,14 +82,18 @@ class Brancher:
             updated_at=now,
             expires_at=now + ttl if ttl else 0.0,
         )
-        forked = Session(record, list(source.turns[: turn + 1]), source.chain.copy(length))
+        turns, chain = list(source.turns[: turn + 1]), source.chain.copy(length)
+        forked = Session(record, turns, chain, source.row_bytes)
         forked.computed = min(length, source.computed)
-        forked.num_saved_blocks = min(source.num_saved_blocks, len(forked.chain.hashes))
-        await self.table.off_loop(self.table.ledger.fork_session, source.record.id, record, turn)
-        # Rows of a session that is being written may be claimed and not yet filled; its fork finds the finished blocks by hash.
-        if source.writer is None and source.branch is not None:
-            forked.branch = await self.table.engine.call(_fork_branch, self.table.engine.pool, source.branch, length)
-        self.table.add(forked)
+        async with self.table.lock(record.tenant, record.id):
+            await self.table.off_loop(self.table.ledger.fork_session, source.record.id, record, turn)
+            if source.turns[: turn + 1] != turns:  # a writer was faster: what the ledger has copied may be newer
+                forked = self.table.build(record, await self.table.off_loop(self.table.ledger.turns, record.tenant, record.id))
+            # Rows of a session that is being written may be claimed and not yet filled; its fork finds the finished blocks by hash.
+            elif source.writer is None and source.branch is not None:
+                forked.branch = await self.table.engine.call(_fork_branch, self.table.engine.pool, source.branch, length)
+            await self.table.count_saved(forked)
+            self.table.add(forked)
         return forked
 
     async def rollback(self, session: Session, to_turn: int) -> Session:
@@ -103,6 +107,7 @@ class Brancher:
             del session.turns[to_turn + 1 :]
             session.chain.truncate(length)
             session.computed = min(session.computed, length)
+            session.num_saved_blocks = min(session.num_saved_blocks, len(session.chain.hashes))
             session.replies.clear()
             if session.branch is not None:
                 await self.table.engine.call(_cut_branch, self.table.engine.pool, session.branch, length)

@@ -15,7 +15,7 @@ from agentmem.chat import Chat
 from agentmem.engine.engine import Engine
 from agentmem.engine.run import EngineRequest, Run
 from agentmem.engine.stopping import ReplyText
-from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, InvalidInput
+from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, InvalidInput, StaleOwner
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
 from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
@@ -28,6 +28,7 @@ from agentmem.types import (
     FinishEvent,
     FinishReason,
     GenerationEvent,
+    Message,
     MissReason,
     RequestId,
     ReuseReport,
@@ -96,10 +97,11 @@ class Generator:
             if run.error is not None or run.finish_reason is not FinishReason.STOP:
                 await self._step_back(session, run)
                 raise run.error or Cancelled("cancelled; the session is unchanged")
-            turn = _extended(session, given, added, request_id, digest)
+            usage = Usage(input_tokens=len(added), context_tokens=len(run.chain))
+            turn = replace(_extended(session, given, added, request_id, digest), usage=usage)
             self._adopt(session, run, turn)
             durable = await self.sealer.commit(session)
-            session.notify(ChangeKind.APPENDED, turn.index, self.engine.pool.shape.row_bytes)
+            session.notify(ChangeKind.APPENDED, turn.index)
         return AppendResult(turn.index, len(added), len(session.chain), durable)
 
     # -- Generate -----------------------------------------------------------------------------------------------------
@@ -171,23 +173,24 @@ class Generator:
             finish = await self._seal(session, reply, asked, added)
         except AgentMemError as raised:
             error = raised
+            session.closed |= isinstance(raised, StaleOwner)
             await self._step_back(session, reply.run)
             session.replies.pop(reply.request_id, None)  # nothing was generated: the same request may be tried again
         except Exception as raised:
             log.exception("reply %s of session %s broke", reply.request_id, session.record.id)
             error = InternalError(f"the reply broke: {type(raised).__name__}")
         finally:
-            self.sealer.archive.release(held)
             session.unclaim()
             reply.close(finish, error)
+            self.sealer.archive.release(held)
 
     async def _seal(self, session: Session, reply: Reply, asked: Asked, added: list[int]) -> FinishEvent:
         run = reply.run
         text = reply.text()
         generated = [output.token_id for output in run.outputs]
-        message = None if session.is_raw else self.chat.reply(generated, text)
-        messages = (*asked.given.messages, *((message,) if message else ()))
-        turn = _extended(session, replace(asked.given, messages=messages), added, asked.request_id, reply.digest)
+        message = Message("assistant", text) if session.is_raw else self.chat.reply(generated, text)
+        given = replace(asked.given, messages=(*asked.given.messages, message))
+        turn = _extended(session, given, added, asked.request_id, reply.digest)
         turn = replace(
             turn,
             token_ids=(*turn.token_ids, *generated),
@@ -200,11 +203,11 @@ class Generator:
         self._adopt(session, run, turn)
         durable = await self.sealer.commit(session)
         self.on_reply(turn.usage, turn.reuse)
-        session.notify(ChangeKind.GENERATED, turn.index, self.engine.pool.shape.row_bytes)
+        session.notify(ChangeKind.GENERATED, turn.index)
         return FinishEvent(
             turn_index=turn.index,
             finish_reason=run.finish_reason or FinishReason.STOP,
-            message=message,
+            message=None if session.is_raw else message,
             text=text,
             usage=turn.usage,
             reuse=turn.reuse,
@@ -271,7 +274,7 @@ class Generator:
     def forget_replies(self, session: Session, now: float) -> None:
         """Drop finished replies that nobody came back for in time (loop time ``now``), and end those that nobody follows any more."""
         for name, reply in list(session.replies.items()):
-            if reply.num_readers or reply.left_at is None or now - reply.left_at <= self.resume_seconds:
+            if reply.num_readers or now - reply.left_at <= self.resume_seconds:
                 continue
             if reply.closed_at is None:
                 self.engine.cancel(reply.run)
@@ -318,4 +321,4 @@ def _appended(session: Session, request_id: RequestId | None, digest: str) -> Ap
     if request_id is None or turn.request_id != request_id:
         return None
     _same_request(turn.input_digest, digest)
-    return AppendResult(turn.index, 0, len(session.chain), not session.unsaved)
+    return AppendResult(turn.index, turn.usage.input_tokens, turn.usage.context_tokens, not session.unsaved)

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from agentmem.errors import AgentMemError
-from agentmem.views import ChangeKind
 
 if TYPE_CHECKING:
     from agentmem.config import StorageSettings
@@ -32,7 +32,10 @@ class Housekeeper:
     def start(self) -> None:
         """Start the tasks on the running loop."""
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._reap()), loop.create_task(self.manager.sealer.heal(HEAL_SECONDS))]
+        self._tasks = [
+            loop.create_task(_every(self.settings.reap_seconds, lambda: self.reap(time.time()))),
+            loop.create_task(_every(HEAL_SECONDS, self.manager.sealer.heal)),
+        ]
         if self.settings.sweep:
             self._tasks.append(loop.create_task(self._sweep()))
 
@@ -43,11 +46,6 @@ class Housekeeper:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-    async def _reap(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.reap_seconds)
-            await self.reap(time.time())
 
     async def reap(self, now: float) -> int:
         """Delete the sessions whose time has passed at ``now`` (seconds since the epoch); return how many went."""
@@ -61,12 +59,8 @@ class Housekeeper:
             log.warning("expired sessions could not be looked up: %s", error.message)
             return 0
         for tenant, session_id in due:
-            live = manager.table.live(tenant, session_id)
-            if live is not None and live.writer is not None:
-                continue
             try:
-                await manager.delete(tenant, session_id, kind=ChangeKind.EXPIRED)
-                count += 1
+                count += await manager.expire(tenant, session_id, now)
             except AgentMemError as error:
                 log.warning("expired session %s could not be deleted: %s", session_id, error.message)
         return count
@@ -75,3 +69,12 @@ class Housekeeper:
         report = await asyncio.to_thread(self.manager.archive.sweep, min_age_s=SWEEP_AGE_SECONDS)
         if report.orphans or report.temps:
             log.info("swept %d orphaned blocks and %d temporary files", report.orphans, report.temps)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:
+            log.exception("housekeeping failed; it goes on")

@@ -16,10 +16,10 @@ from agentmem.errors import InvalidInput, NotImplementedYet, StorageFailed
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.generation import Asked, Generator
-from agentmem.sessions.inputs import digest_of
+from agentmem.sessions.inputs import check_input, digest_of
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
-from agentmem.sessions.table import SessionTable
+from agentmem.sessions.table import SessionTable, expired
 from agentmem.stores.archive import Archive
 from agentmem.types import (
     Fidelity,
@@ -96,20 +96,20 @@ class SessionManager:
             updated_at=now,
             expires_at=now + spec.ttl_seconds if spec.ttl_seconds else 0.0,
         )
-        return await self._adopt(record, [Turn(0, token_ids=tuple(prelude), state=TurnState.SEALED, created_at=now)])
+        prelude_turn = Turn(0, token_ids=tuple(prelude), state=TurnState.SEALED, created_at=now)
+        return await self._finish(self._create(record, [prelude_turn]))
 
-    async def _adopt(self, record: SessionRecord, turns: list[Turn]) -> SessionInfo:
-        await self.table.off_loop(self.ledger.create_session, record, turns)
-        session = self.table.build(record, turns)
-        session.computed = 0
-        self.table.add(session)
-        return self._info(session)
+    async def _create(self, record: SessionRecord, turns: list[Turn]) -> SessionInfo:
+        async with self.table.lock(record.tenant, record.id):
+            await self.table.off_loop(self.ledger.create_session, record, turns)
+            session = self.table.build(record, turns)
+            session.computed = 0
+            self.table.add(session)
+        return session.info()
 
     async def get(self, tenant: TenantId, session_id: str) -> SessionInfo:
         """Return a session. Raises NotFound."""
-        session = await self.table.open(tenant, session_id)
-        disk = await self.table.off_loop(self.ledger.session_bytes, tenant, session.record.id)
-        return self._info(session, disk)
+        return await self._info(await self.table.open(tenant, session_id))
 
     async def list(self, tenant: TenantId, *, labels: Mapping[str, str], page_size: int, page_token: str) -> tuple[list[SessionInfo], str]:
         """Return a page of sessions, newest first, and the next page's token. Sizes come from the ledger: nothing is loaded."""
@@ -121,8 +121,8 @@ class SessionManager:
         for record in page.records:
             live = self.table.live(tenant, record.id)
             size = sizes[record.id]
-            info = self._info(live) if live else SessionInfo(record, size.turns, size.tokens, open_turn=size.open_turn)
-            infos.append(replace(info, disk_bytes=size.bytes))
+            stored = SessionInfo(record, size.turns, size.tokens, open_turn=size.open_turn, disk_bytes=size.bytes)
+            infos.append(live.info(disk_bytes=size.bytes) if live else stored)
         return infos, page.next_token
 
     async def update(self, tenant: TenantId, session_id: str, patch: SessionPatch) -> SessionInfo:
@@ -130,6 +130,10 @@ class SessionManager:
         session = await self.table.open(tenant, session_id)
         if patch.policy is not None:
             _check_policy(patch.policy)
+        await self._finish(self._update(session, patch))
+        return await self._info(session)
+
+    async def _update(self, session: Session, patch: SessionPatch) -> None:
         ttl = session.record.ttl_seconds if patch.ttl_seconds is None else patch.ttl_seconds
         now = time.time()
         with session.writing("UpdateSession"):
@@ -145,23 +149,39 @@ class SessionManager:
             await self.table.off_loop(self.ledger.update_session, record)
             session.record = record
         session.notify(ChangeKind.UPDATED)
-        return self._info(session)
 
-    async def delete(self, tenant: TenantId, session_id: str, *, kind: ChangeKind = ChangeKind.DELETED) -> DeleteReport:
+    async def delete(self, tenant: TenantId, session_id: str) -> DeleteReport:
         """Delete a session, its turns and the blocks that no other session uses. A running reply is cancelled first."""
-        session = await self.table.open(tenant, session_id) if kind is ChangeKind.DELETED else self.table.live(tenant, session_id)
-        return await self._finish(self._delete(tenant, SessionId(session_id), session, kind))
+        return await self._finish(self._delete(tenant, SessionId(session_id)))
 
-    async def _delete(self, tenant: TenantId, name: SessionId, session: Session | None, kind: ChangeKind) -> DeleteReport:
-        if session is not None:
-            await self._stop_replies(session)
-            session.claim("DeleteSession")
-        rows = await self.table.off_loop(self.ledger.session_blocks, tenant, name)
-        turns = len(session.turns) if session else len(await self.table.off_loop(self.ledger.turns, tenant, name))
-        gone = await self.table.off_loop(self.ledger.delete_session, tenant, name)
-        if session is not None:
-            session.notify(kind)
-            await self.table.forget(session)
+    async def expire(self, tenant: TenantId, session_id: str, now: float) -> bool:
+        """Delete a session whose time has passed at ``now`` (seconds since the epoch); return False when it was used meanwhile."""
+        return await self._finish(self._expire(tenant, SessionId(session_id), now))
+
+    async def _delete(self, tenant: TenantId, name: SessionId) -> DeleteReport:
+        async with self.table.lock(tenant, name):
+            await self.table.off_loop(self.ledger.get_session, tenant, name)
+            session = self.table.live(tenant, name)
+            if session is not None:
+                await self._stop_replies(session)
+            return await self._erase(tenant, name, session, ChangeKind.DELETED)
+
+    async def _expire(self, tenant: TenantId, name: SessionId, now: float) -> bool:
+        async with self.table.lock(tenant, name):
+            session = self.table.live(tenant, name)
+            if session is not None and not expired(session, now):
+                return False
+            await self._erase(tenant, name, session, ChangeKind.EXPIRED)
+            return True
+
+    async def _erase(self, tenant: TenantId, name: SessionId, session: Session | None, kind: ChangeKind) -> DeleteReport:
+        with session.writing("DeleteSession") if session else contextlib.nullcontext():
+            rows = await self.table.off_loop(self.ledger.session_blocks, tenant, name)
+            turns = len(session.turns) if session else len(await self.table.off_loop(self.ledger.turns, tenant, name))
+            gone = await self.table.off_loop(self.ledger.delete_session, tenant, name)
+            if session is not None:
+                await self.table.forget(session)
+                session.notify(kind)
         await self.table.off_loop(self.archive.erase, gone)
         sizes = {block: n_bytes for _, block, n_bytes in rows}
         erased = sum(sizes.get(block, 0) for block in gone)
@@ -180,12 +200,12 @@ class SessionManager:
     ) -> SessionInfo:
         """Return a new session with turns 0 to ``at_turn`` (all that are sealed by default). Copies no K and no V."""
         source = await self.table.open(tenant, session_id)
-        return self._info(await self._finish(self.brancher.fork(source, at_turn, new_id, labels)))
+        return await self._info(await self._finish(self.brancher.fork(source, at_turn, new_id, labels)))
 
     async def rollback(self, tenant: TenantId, session_id: str, *, to_turn: int) -> SessionInfo:
         """Drop every turn after ``to_turn``."""
         session = await self.table.open(tenant, session_id)
-        return self._info(await self._finish(self.brancher.rollback(session, to_turn)))
+        return await self._info(await self._finish(self.brancher.rollback(session, to_turn)))
 
     # -- import and export, watching ------------------------------------------------------------------------------------
 
@@ -212,13 +232,13 @@ class SessionManager:
             updated_at=now,
             expires_at=now + record.ttl_seconds if record.ttl_seconds else 0.0,
         )
-        return await self._adopt(record, turns)
+        return await self._finish(self._create(record, turns))
 
     async def watch(self, tenant: TenantId, session_id: str) -> AsyncGenerator[SessionChange]:
         """Yield the present state, then every change; ends with DELETED or EXPIRED."""
         session = await self.table.open(tenant, session_id)
         with session.watched() as changes:
-            yield SessionChange(ChangeKind.SNAPSHOT, None, self._info(session))
+            yield SessionChange(ChangeKind.SNAPSHOT, None, session.info())
             while True:
                 change = await changes.get()
                 yield change
@@ -248,6 +268,7 @@ class SessionManager:
         if fidelity is not None:
             _check_policy(Policy(fidelity))
         session = await self.table.open(tenant, session_id)
+        check_input(session, turn_input, self.generator.limits)
         name = RequestId(request_id) if request_id else None
         digest = digest_of(turn_input, params)
         if turn_input.full_history:
@@ -315,8 +336,9 @@ class SessionManager:
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         return await self.generator.tasks.finish(work)
 
-    def _info(self, session: Session, disk_bytes: int = 0) -> SessionInfo:
-        return session.info(disk_bytes=disk_bytes, row_bytes=self.engine.pool.shape.row_bytes)
+    async def _info(self, session: Session) -> SessionInfo:
+        disk_bytes = await self.table.off_loop(self.ledger.session_bytes, session.record.tenant, session.record.id)
+        return session.info(disk_bytes=disk_bytes)
 
 
 def _check_policy(policy: Policy) -> None:

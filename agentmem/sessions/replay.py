@@ -28,7 +28,7 @@ def replay(session: Session, turn: Turn, chat: Chat, after: int) -> Iterator[Gen
     pieces = [detokenizer.push(token) for token in generated]
     spoken = "".join(pieces) + detokenizer.finish()
     text = spoken
-    message = turn.messages[-1] if turn.messages and not session.is_raw else None
+    message = turn.messages[-1] if turn.messages else None
     if message is not None and not message.tool_calls:
         text = message.content
     told = sum(map(len, pieces[:after]))
@@ -39,7 +39,7 @@ def replay(session: Session, turn: Turn, chat: Chat, after: int) -> Iterator[Gen
     yield FinishEvent(
         turn_index=turn.index,
         finish_reason=turn.finish_reason or FinishReason.STOP,
-        message=message,
+        message=None if session.is_raw else message,
         text=text,
         usage=turn.usage,
         reuse=turn.reuse,

@@ -43,7 +43,7 @@ class Reply:
         self.error: AgentMemError | None = None
         self.closed_at: float | None = None  # loop time when nothing more will happen
         self.num_readers = 0
-        self.left_at: float | None = None  # loop time when the last reader left
+        self.left_at = asyncio.get_running_loop().time()  # when the last reader left; so far nobody has come
         self._closed = asyncio.Event()
 
     # -- writing: by the task that drives the reply ---------------------------------------------------------------------

@@ -6,22 +6,21 @@ writes fail (disk full) keeps answering from memory, is reported as not durable,
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol, TypeVar
 
 from agentmem.engine.engine import Engine
-from agentmem.errors import StorageFailed
+from agentmem.errors import AgentMemError, StorageFailed
 from agentmem.memory.hashing import Chain
 from agentmem.memory.pool import PinnedRows
 from agentmem.memory.segment import Branch
 from agentmem.sessions.session import Session
 from agentmem.stores.archive import Archive
 from agentmem.stores.ledger import Ledger
-from agentmem.stores.records import BlockRow, StoredBlock
-from agentmem.types import SessionId, TenantId, Turn
+from agentmem.stores.records import StoredBlock
+from agentmem.types import SessionId, SessionRecord, TenantId, Turn
 from agentmem.views import ChangeKind
 
 T = TypeVar("T")
@@ -63,10 +62,6 @@ class Sealer:
         return True
 
     async def _commit(self, session: Session) -> None:
-        last = session.turns[-1]
-        for index in sorted(session.unsaved):
-            if index != last.index:
-                await self.executor.run(partial(self._put_turn, session, session.turns[index]))
         start = session.num_saved_blocks
         pinned = await self.engine.call(self._pin, session.branch, session.chain, start)
         size, tenant = session.chain.block_tokens, session.record.tenant
@@ -75,10 +70,12 @@ class Sealer:
             for i, rows in enumerate(pinned, start=start)
         ]
         try:
-            rows = await self.executor.run(partial(self._store, session, last, blocks))
+            num_saved, failure = await self.executor.run(partial(self._store, session.record, list(_by_turn(session, blocks))))
         finally:
             await self.engine.call(self._unpin, pinned)
-        session.num_saved_blocks += len(rows)
+        session.num_saved_blocks += num_saved
+        if failure is not None:
+            raise failure
 
     def _pin(self, branch: Branch | None, chain: Chain, start: int) -> list[PinnedRows]:
         """Engine thread: hold the rows of the branch's full blocks from block ``start`` on still while they are written."""
@@ -92,26 +89,40 @@ class Sealer:
         for rows in pinned:
             self.engine.pool.unpin(rows)
 
-    def _put_turn(self, session: Session, turn: Turn) -> None:
-        record = session.record
-        self.ledger.put_turn(record.tenant, record.id, record.epoch, turn, [])
+    def _store(self, record: SessionRecord, parts: list[tuple[Turn, list[StoredBlock]]]) -> tuple[int, StorageFailed | None]:
+        """Executor: of each turn the blocks first, then the turn; return how many blocks were stored, and what refused the others.
 
-    def _store(self, session: Session, turn: Turn, blocks: list[StoredBlock]) -> list[BlockRow]:
-        """Executor: blocks first, then the turn. When the blocks fail the turn alone is tried, since it is enough to lose nothing."""
-        record = session.record
-        try:
-            return self.archive.commit(record.tenant, record.id, record.epoch, turn, blocks)
-        except StorageFailed:
-            self._put_turn(session, turn)
-            raise
+        Once blocks fail the turns alone are written, since they are enough to lose nothing.
+        """
+        num_saved, failure = 0, None
+        for turn, blocks in parts:
+            if failure is None:
+                try:
+                    num_saved += len(self.archive.commit(record.tenant, record.id, record.epoch, turn, blocks))
+                    continue
+                except StorageFailed as error:
+                    failure = error
+            self.ledger.put_turn(record.tenant, record.id, record.epoch, turn, [])
+        return num_saved, failure
 
-    async def heal(self, seconds: float) -> None:
-        """Try again, every ``seconds``, to write what could not be written. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(seconds)
-            for key, session in list(self.unsaved.items()):
-                if session.closed:
-                    del self.unsaved[key]
-                elif session.writer is None:
+    async def heal(self) -> None:
+        """Try once more to write what could not be written; what fails again waits for the next call."""
+        for key, session in list(self.unsaved.items()):
+            if session.closed:
+                del self.unsaved[key]
+            elif session.writer is None:
+                try:
                     with session.writing("healing"):
                         await self.commit(session)
+                except AgentMemError as error:
+                    log.warning("session %s cannot be made durable: %s", session.record.id, error.message)
+
+
+def _by_turn(session: Session, blocks: list[StoredBlock]) -> Iterator[tuple[Turn, list[StoredBlock]]]:
+    """Yield the turns to write, each with the blocks that it completes: a fork or rollback keeps these as long as it keeps the turn."""
+    end, size = 0, session.chain.block_tokens
+    for turn in session.turns:
+        start, end = end, end + len(turn.token_ids)
+        completed = [block for block in blocks if start < block.position + size <= end]
+        if completed or turn.index in session.unsaved:
+            yield turn, completed

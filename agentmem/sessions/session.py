@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agentmem.errors import NotFound, SessionBusy
+from agentmem.errors import NotFound, SessionBusy, StaleOwner
 from agentmem.memory.hashing import Chain
 from agentmem.memory.segment import Branch
 from agentmem.types import Message, MissReason, RequestId, SessionFormat, SessionRecord, Tail, Turn, TurnState
@@ -23,10 +23,15 @@ WATCH_BUFFER = 64  # changes kept for a slow watcher; older ones are dropped, ea
 
 
 class Session:
-    """Event loop only. ``turns`` mirrors the ledger, plus what is still waiting to be written (``unsaved``)."""
+    """Event loop only. ``turns`` mirrors the ledger, plus what is still waiting to be written (``unsaved``).
 
-    def __init__(self, record: SessionRecord, turns: list[Turn], chain: Chain) -> None:
+    ``row_bytes`` are the device bytes of one token. A ``closed`` session was deleted, or somebody else has written to it: what is
+    in memory is history, and the next call reads the ledger.
+    """
+
+    def __init__(self, record: SessionRecord, turns: list[Turn], chain: Chain, row_bytes: int) -> None:
         self.record = record
+        self.row_bytes = row_bytes
         self.turns = turns
         self.chain = chain
         self.branch: Branch | None = None
@@ -77,8 +82,8 @@ class Session:
             raise NotFound(f"session has no turn {turn_index}; it has turns 0 to {len(self.turns) - 1}", reason="TURN_NOT_FOUND")
         return sum(len(turn.token_ids) for turn in self.turns[: turn_index + 1])
 
-    def info(self, *, disk_bytes: int = 0, row_bytes: int = 0) -> SessionInfo:
-        """Return what the outside sees; ``row_bytes`` are the device bytes of one token."""
+    def info(self, *, disk_bytes: int = 0) -> SessionInfo:
+        """Return what the outside sees; ``disk_bytes`` is for the caller to look up."""
         resident = self.branch.length if self.branch is not None and self.branch.alive else 0
         return SessionInfo(
             record=self.record,
@@ -87,7 +92,7 @@ class Session:
             open_turn=self.open_turn is not None,
             busy=self.writer is not None,
             durable=not self.unsaved,
-            device_bytes=resident * row_bytes,
+            device_bytes=resident * self.row_bytes,
             disk_bytes=disk_bytes,
             device_tokens=resident,
         )
@@ -100,6 +105,9 @@ class Session:
         self.claim(what)
         try:
             yield
+        except StaleOwner:
+            self.closed = True
+            raise
         finally:
             self.unclaim()
 
@@ -120,15 +128,15 @@ class Session:
     def put_turn(self, turn: Turn) -> None:
         """Replace the turn of that index or add it at the end; the chain already holds its tokens."""
         self.turns[turn.index :] = [turn]
-        now = turn.created_at
+        now = time.time()
         expires = now + self.record.ttl_seconds if self.record.ttl_seconds else 0.0
-        self.record = replace(self.record, updated_at=max(now, self.record.updated_at), expires_at=expires)
+        self.record = replace(self.record, updated_at=now, expires_at=expires)
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
-    def notify(self, kind: str, turn_index: int | None = None, row_bytes: int = 0) -> None:
+    def notify(self, kind: str, turn_index: int | None = None) -> None:
         """Tell every watcher; a watcher that reads too slowly loses the oldest changes, never the newest."""
-        change = SessionChange(kind, turn_index, self.info(row_bytes=row_bytes))
+        change = SessionChange(kind, turn_index, self.info())
         for changes in self._watchers:
             if changes.full():
                 changes.get_nowait()

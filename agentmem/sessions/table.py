@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from agentmem.engine.engine import Engine
 from agentmem.errors import ModelMismatch
@@ -43,7 +44,7 @@ class SessionTable:
         self.started = time.monotonic()
         self._secret = secret
         self._live: OrderedDict[Key, Session] = OrderedDict()
-        self._loading: dict[Key, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._live.values()))
@@ -61,31 +62,39 @@ class SessionTable:
         """Return a chain over ``tokens`` under the tenant's root."""
         return Chain(self.root_of(tenant), self.block_tokens, tokens)
 
+    def lock(self, tenant: TenantId, session_id: str) -> asyncio.Lock:
+        """Return the lock under which a session is created, loaded and deleted, so that it is in memory once at most."""
+        return self._locks.setdefault((tenant, SessionId(session_id)), asyncio.Lock())
+
     def live(self, tenant: TenantId, session_id: str) -> Session | None:
         """Return the session if it is in memory."""
-        return self._live.get((tenant, SessionId(session_id)))
+        session = self._live.get((tenant, SessionId(session_id)))
+        return None if session is None or session.closed else session
 
     def add(self, session: Session) -> None:
-        """Make a session live; idle ones beyond MAX_LIVE are forgotten, least recently used first."""
+        """Make a session live; the caller holds its lock."""
         self._live[session.record.tenant, session.record.id] = session
 
     async def open(self, tenant: TenantId, session_id: str) -> Session:
         """Return the session of ``tenant``. Raises NotFound, also for another tenant's, ModelMismatch for other token ids."""
         key = (tenant, SessionId(session_id))
-        session = self._live.get(key)
+        session = self.live(*key)
         if session is None:
-            async with self._loading.setdefault(key, asyncio.Lock()):
-                session = self._live.get(key) or await self._load(*key)
-            self._loading.pop(key, None)
-        if session.closed or expired(session):
+            async with self.lock(*key):
+                session = self.live(*key) or await self._load(*key)
+        if expired(session, time.time()):
             await self.off_loop(self.ledger.get_session, *key)  # raises NotFound in the one wording there is
-        self._live.move_to_end(key)
+        if key in self._live:
+            self._live.move_to_end(key)
         await self._forget_idle()
         return session
 
     async def _load(self, tenant: TenantId, name: SessionId) -> Session:
         record = await self.off_loop(self.ledger.get_session, tenant, name)
         turns = await self.off_loop(self.ledger.turns, tenant, name)
+        outdated = self._live.get((tenant, name))
+        if outdated is not None:
+            await self.forget(outdated)
         session = self.build(record, turns)
         if record.fingerprint != self.model.fingerprint:
             if record.tokenizer_hash != self.model.tokenizer_hash:
@@ -102,7 +111,7 @@ class SessionTable:
     def build(self, record: SessionRecord, turns: list[Turn]) -> Session:
         """Return a session over ledger rows, with nothing on the device."""
         chain = self.chain(record.tenant, [token for turn in turns for token in turn.token_ids])
-        session = Session(record, turns, chain)
+        session = Session(record, turns, chain, self.engine.pool.shape.row_bytes)
         session.computed = max(0, len(chain) - (session.tail is Tail.REPLY))
         return session
 
@@ -114,8 +123,10 @@ class SessionTable:
         session.num_saved_blocks = next((i for i, name in enumerate(hashes) if name not in known), len(hashes))
 
     async def forget(self, session: Session) -> None:
-        """Drop the session from memory and from the device; the ledger keeps it."""
-        self._live.pop((session.record.tenant, session.record.id), None)
+        """Drop the session from memory and from the device; what the ledger has of it stays."""
+        key = (session.record.tenant, session.record.id)
+        if self._live.get(key) is session:
+            del self._live[key]
         session.closed = True
         if session.branch is not None:
             branch, session.branch = session.branch, None
@@ -129,10 +140,10 @@ class SessionTable:
                 await self.forget(session)
 
 
-def expired(session: Session) -> bool:
-    """Return whether the session's time to live has passed."""
+def expired(session: Session, now: float) -> bool:
+    """Return whether the session's time to live has passed at ``now``, seconds since the epoch. One that is written to lives."""
     record = session.record
-    return bool(record.expires_at) and not record.pinned and session.writer is None and time.time() >= record.expires_at
+    return bool(record.expires_at) and not record.pinned and session.writer is None and now >= record.expires_at
 
 
 def _what_changed(before: str, now: str) -> MissReason:

@@ -27,6 +27,8 @@ class Tasks:
         return await asyncio.shield(self.spawn(work))
 
     async def wait(self, seconds: float | None) -> None:
-        """Wait until everything has ended, or ``seconds`` have passed."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=seconds)
+        """Wait until everything has ended, what it starts meanwhile included, or ``seconds`` have passed."""
+        loop = asyncio.get_running_loop()
+        end = None if seconds is None else loop.time() + seconds
+        while self._running and (end is None or loop.time() < end):
+            await asyncio.wait(self._running, timeout=None if end is None else end - loop.time())
