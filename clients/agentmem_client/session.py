@@ -163,11 +163,13 @@ class AsyncSession:
     ) -> FinishEvent:
         """Like ``generate``, but return only the last event, which holds the whole text."""
         events = self.generate(content, sampling, request_id=request_id, fidelity=fidelity, deadline_seconds=deadline_seconds)
+        finish: FinishEvent | None = None
         async with aclosing(events):
-            async for event in events:
-                if isinstance(event, FinishEvent):
-                    return event
-        raise InternalError("the reply ended without a finish event")
+            async for event in events:  # to the end of the stream: leaving early would cancel
+                finish = event if isinstance(event, FinishEvent) else None
+        if finish is None:
+            raise InternalError("the reply ended without a finish event")
+        return finish
 
     async def cancel(self, request_id: str | None = None) -> bool:
         """Stop a running reply, by default the last one begun here; False when it was not running."""
