@@ -80,7 +80,7 @@ class Generator:
         return await self.tasks.finish(self._append(session, given, request_id))
 
     async def _append(self, session: Session, given: TurnInput, request_id: RequestId | None) -> AppendResult:
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         check_input(session, given, self.limits)
         if not (given.messages or given.text or given.token_ids):
             raise InvalidInput("nothing to append: messages, text and token_ids are empty")
@@ -140,7 +140,7 @@ class Generator:
 
     async def _start(self, session: Session, asked: Asked) -> Reply:
         """Check everything, claim the session and hand the work to the engine. The session is unchanged when this raises."""
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         check_input(session, asked.given, self.limits)
         session.claim("Generate")
         try:
@@ -257,7 +257,8 @@ class Generator:
         if branch is not None and branch.alive:
             await self.engine.call(_truncate, self.engine.pool, branch, len(session.chain))
 
-    def _refuse_when_draining(self) -> None:
+    def refuse_when_draining(self) -> None:
+        """Raise Draining once the server is shutting down."""
         if self.draining:
             raise Draining("the server is shutting down", retry_after=1.0)
 

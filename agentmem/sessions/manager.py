@@ -220,6 +220,7 @@ class SessionManager:
         data = await transfer.collect(chunks)
         model = self.table.model
         record, turns = await self.table.off_loop(transfer.load, data, model.tokenizer_hash, self.generator.limits.vocab_size)
+        _check_policy(record.policy)
         now = time.time()
         record = replace(
             record,
@@ -272,6 +273,8 @@ class SessionManager:
         name = RequestId(request_id) if request_id else None
         digest = digest_of(turn_input, params)
         if turn_input.full_history:
+            if not session.knows(name):
+                self.generator.refuse_when_draining()  # before a fork is made that nothing would be added to
             session, turn_input = await self._finish(self.brancher.match(session, turn_input, name))
         asked = Asked(turn_input, params, digest, name, resume_after, deadline)
         events = self.generator.generate(session, asked)

@@ -23,6 +23,7 @@ FORMAT = "agentmem-session"
 VERSION = 1
 CHUNK_BYTES = 256 * 1024
 MAX_BYTES = 256 * 1024 * 1024
+MAX_ID = 128  # characters, as for a session that is created
 
 
 def dump(record: SessionRecord, turns: Sequence[Turn]) -> Iterator[bytes]:
@@ -79,9 +80,10 @@ def _check(record: SessionRecord, turns: Sequence[Turn], vocab_size: int) -> Non
         and turns[0].reply_start is None
         and all(_reply_is_sound(turn) for turn in turns)
         and record.ttl_seconds >= 0
+        and 0 < len(record.id) <= MAX_ID
     )
     if not sound:
-        raise InvalidInput("the exported session is damaged: its turns are out of order, or hold unknown token ids or impossible replies")
+        raise InvalidInput("the exported session is damaged: its turns are out of order, or its ids, replies or times are impossible")
 
 
 def _reply_is_sound(turn: Turn) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
+import itertools
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +245,14 @@ async def running(state: Path, **overrides: object) -> AsyncIterator[Replica]:
         await replica.check()
     finally:
         await replica.core.close(5.0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return as soon as ``condition`` holds; the test's timeout is the limit."""
+    for _ in itertools.count():
+        if condition():
+            return
+        await asyncio.sleep(0.001)
 
 
 async def chunks_of(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
