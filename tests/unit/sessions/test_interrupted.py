@@ -78,9 +78,7 @@ CALLS: dict[str, Callable[[Replica, str], Coroutine[Any, Any, Any]]] = {
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_caller_that_goes_away(replica: Replica, call: str, live: bool) -> None:
-    """Cancelled at any of its awaits, a call has happened or not: pool, archive and ledger are sound, memory says what the
-    ledger says, nobody holds the session, and the next reply is exact.
-    """
+    """Cancelled at any await, a call has happened or not: the books are sound, memory equals ledger, the next reply is exact."""
     was_cancelled, at = True, 0
     while was_cancelled:
         name = f"s{at}"

@@ -89,7 +89,7 @@ async def test_spilled_sessions_come_back_from_disk(replica: Replica) -> None:
     assert (await ask(replica)).start.reuse.disk > 0
 
 
-async def test_host_tier(tmp_path: object, replica: Replica) -> None:
+async def test_host_tier(replica: Replica) -> None:
     """With host memory blocks come back from there, and the report says so."""
     await replica.core.close(1.0)
     replica.overrides["memory__host_bytes"] = "8MiB"
