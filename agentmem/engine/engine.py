@@ -61,6 +61,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._stopping = False
+        self._gate = threading.Lock()  # between the last look into the inbox and what is put there
+        self._ended = False
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
@@ -77,11 +79,18 @@ class Engine:
     async def submit(self, request: EngineRequest) -> Run:
         """Accept ``request`` and return its run. Raises Overloaded when the queue is full, ContextTooLong when it can never fit."""
         run = Run(request, asyncio.get_running_loop())
-        await self.call(self._accept, run)
+        try:
+            await self.call(self._accept, run)
+        except asyncio.CancelledError:  # it may have been accepted all the same, and nobody would ever follow it
+            run.cancel_reason = FinishReason.CANCELLED
+            raise
         return run
 
-    async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Run ``function(*args)`` on the engine thread between two steps and return what it returns or raises."""
+    async def call(self, function: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - the function's own arguments
+        """Run ``function(*args)`` on the engine thread between two steps and return what it returns or raises.
+
+        Raises Draining once the engine has stopped.
+        """
         future: Future[T] = Future()
 
         def work() -> None:
@@ -92,7 +101,10 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
                 future.set_exception(error)
 
-        self._inbox.put(work)
+        with self._gate:
+            if self._ended:
+                raise Draining("the engine has stopped")
+            self._inbox.put(work)
         return await asyncio.wrap_future(future)
 
     def cancel(self, run: Run, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -121,22 +133,38 @@ class Engine:
             run.cancel_reason = FinishReason.CANCELLED
 
     def _loop(self) -> None:
-        while True:
-            self._drain_inbox()
-            for run, reason in self.scheduler.expired(time.monotonic()):
-                if run.state is not RunState.RESTORING:
-                    self._finish(run, reason)
-            if self._stopping and not self.scheduler.active:
-                return
-            for run in self.scheduler.admit():
-                self._restore_or_begin(run)
-            step = self.scheduler.plan()
-            if step:
-                self._step(step)
+        busy = False
+        while not (self._stopping and not self.scheduler.active):
+            try:
+                self._drain_inbox(block=not busy)
+                busy = self._turn()
+            except Exception as error:
+                # A bug in the books: the runs that they list end with it, the thread and the memory of other sessions live on.
+                log.exception("engine turn failed")
+                busy = False
+                for run in [*self.scheduler.waiting(), *self.scheduler.active]:
+                    self._fail(run, error)
+        with self._gate:
+            self._ended = True
+        self._drain_inbox(block=False)
 
-    def _drain_inbox(self) -> None:
-        """Do what other threads asked for; wait for it when there is nothing to compute."""
-        block = not self.scheduler.running and not (self._stopping and not self.scheduler.active)
+    def _turn(self) -> bool:
+        """End, admit and step what there is; return whether the next turn may find something to do without news."""
+        for run, reason in self.scheduler.expired(time.monotonic()):
+            if run.state is RunState.RESTORING:
+                run.cancel_reason = reason  # the loader asks before each block, and the rows stay claimed until it is done
+            else:
+                self._finish(run, reason)
+        admitted = self.scheduler.admit()
+        for run in admitted:
+            self._restore_or_begin(run)
+        step = self.scheduler.plan()
+        if step:
+            self._step(step)
+        return bool(admitted or step)
+
+    def _drain_inbox(self, *, block: bool) -> None:
+        """Do what other threads asked for; with ``block``, wait for it or for the next deadline."""
         while True:
             deadline = self.scheduler.next_deadline() if block else None
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -157,12 +185,10 @@ class Engine:
         aligned = branch.length % size == 0
         expected = aligned and (first + 1) * size <= run.request.computed_before
         if not (names and aligned and (expected or self.restorer.archive.contains(names[0]))):
-            self._explain(run, Restored())
-            self.scheduler.begin(run)
+            self._begin(run, Restored())
             return
         run.state = RunState.RESTORING
         run.started = time.monotonic()
-        self.scheduler.restoring.add(run)
         segment, row = self.pool.append(branch, len(names) * size, expect=self.scheduler.rows_ahead(run))
         self.restorer.start(
             names,
@@ -173,17 +199,26 @@ class Engine:
         )
 
     def _restored(self, run: Run, first: int, names: Sequence[BlockHash], result: Restored) -> None:
+        if run.done:
+            return
         branch = self._branch(run)
-        self.pool.truncate(branch, (first + result.num_blocks) * self.pool.block_tokens)
+        if result.num_blocks < len(names):
+            self.pool.truncate(branch, (first + result.num_blocks) * self.pool.block_tokens)
+            self.pool.reserve(branch, self.scheduler.rows_ahead(run))  # fits in what the cut gave back
         self.pool.publish(branch, run.chain.hashes, first)
         self.scheduler.landed(run, names[: result.num_blocks])
         for tier, count in result.tokens.items():
             run.reused[tier] += count
-        self._explain(run, result)
+        self._begin(run, result)
+
+    def _begin(self, run: Run, restored: Restored) -> None:
+        """Let ``run`` take part in steps, or end it where nothing is left to do."""
+        self._explain(run, restored)
+        self.scheduler.begin(run)
         if run.cancel_reason is not None:
             self._finish(run, run.cancel_reason)
-        else:
-            self.scheduler.begin(run)
+        elif not run.pending:  # only K and V were asked for, and all of them were found
+            self._finish(run, FinishReason.STOP)
 
     def _explain(self, run: Run, restored: Restored) -> None:
         """Work out why the first token that must be computed was not read from somewhere."""
@@ -220,10 +255,11 @@ class Engine:
                 self._fail(run, error)
             return
         finished += [(run, FinishReason.STOP) for run in runs if run.request.sampling is None and not run.pending]
+        for run in runs:
+            run.num_steps += 1
         for run, reason in finished:
             self._finish(run, reason)
         for run in runs:
-            run.num_steps += 1
             run.wake_threadsafe()
         self._count(step, time.monotonic() - began)
 

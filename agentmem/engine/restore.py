@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from agentmem.memory.segment import Segment
 from agentmem.stores.records import BlockUnavailable, LoadedBlock
 from agentmem.types import BlockHash, MissReason, Tier
@@ -59,8 +61,8 @@ class Restorer:
                     break
                 block = self.archive.load(name)
                 start = row + index * self.block_tokens
-                segment.k[:, :, start : start + self.block_tokens] = block.k
-                segment.v[:, :, start : start + self.block_tokens] = block.v
+                for rows, loaded in ((segment.k, block.k), (segment.v, block.v)):
+                    _fill(rows[:, :, start : start + self.block_tokens], loaded)
                 result.num_blocks += 1
                 result.tokens[block.tier] = result.tokens.get(block.tier, 0) + self.block_tokens
         except BlockUnavailable as error:
@@ -72,3 +74,11 @@ class Restorer:
     def close(self) -> None:
         """Wait for loads under way and end the threads."""
         self._threads.shutdown(wait=True)
+
+
+def _fill(rows: Tensor, loaded: Tensor) -> None:
+    """Copy a block into its rows; raises BlockUnavailable where torch would broadcast or convert instead."""
+    if rows.shape != loaded.shape or rows.dtype != loaded.dtype:
+        detail = f"it holds {loaded.dtype} {tuple(loaded.shape)}, expected {rows.dtype} {tuple(rows.shape)}"
+        raise BlockUnavailable(MissReason.CORRUPT, detail)
+    rows.copy_(loaded)

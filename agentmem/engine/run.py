@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -135,5 +136,5 @@ class Run:
 
     def wake_threadsafe(self) -> None:
         """Tell every reader, from the engine thread; does nothing once the loop is closed."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # what a closed loop raises; asking it first would leave a gap
             self._loop.call_soon_threadsafe(self.wake)

@@ -32,7 +32,7 @@ class Scheduler:
         self.pool = pool
         self.limits = limits
         self.running: list[Run] = []
-        self.restoring: set[Run] = set()
+        self.restoring: set[Run] = set()  # admitted, with blocks on their way back from the archive
         self._queues: OrderedDict[TenantId, deque[Run]] = OrderedDict()
         self._flights: dict[BlockHash, Run] = {}
 
@@ -94,16 +94,33 @@ class Scheduler:
             self._match(run)
             if self._flight_of(run) is not None:
                 run.state = RunState.HELD
+                self.pool.set_idle(self._branch(run))  # what waits must not keep memory from what could run
                 continue
-            try:
-                self.pool.reserve(self._branch(run), self.rows_ahead(run))
-            except PoolFull:
+            if not self._reserve(run):
                 run.state = RunState.WAITING
-                self.pool.set_idle(self._branch(run))
                 break
             self._start(run)
             admitted.append(run)
         return admitted
+
+    def _reserve(self, run: Run) -> bool:
+        """Reserve all that ``run`` may write and return whether it fits."""
+        if self._fits(run):
+            return True
+        if self.active:
+            return False
+        # Nobody is left to wait for: what is in the way is unused room in the run's own past, which is restored or computed again.
+        self.pool.release(self._branch(run))
+        self._match(run)
+        return self._fits(run)
+
+    def _fits(self, run: Run) -> bool:
+        try:
+            self.pool.reserve(self._branch(run), self.rows_ahead(run))
+        except PoolFull:
+            self.pool.set_idle(self._branch(run))
+            return False
+        return True
 
     def impossible(self) -> list[tuple[Run, int]]:
         """Return the waiting runs that could never fit, with the bytes each needs, were every other branch gone."""
@@ -161,6 +178,7 @@ class Scheduler:
         run.reused[Tier.DEVICE] = self._branch(run).length
         for name in run.chain.hashes[self._branch(run).length // self.pool.block_tokens :]:
             self._flights.setdefault(name, run)
+        self.restoring.add(run)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -216,5 +234,6 @@ class Scheduler:
         return ended
 
     def next_deadline(self) -> float | None:
-        """Return the earliest deadline of any waiting or active run, ``time.monotonic`` seconds."""
-        return min((r.request.deadline for r in [*self.waiting(), *self.active] if r.request.deadline is not None), default=None)
+        """Return the earliest deadline that has yet to be noticed, ``time.monotonic`` seconds."""
+        ahead = (run.request.deadline for run in [*self.waiting(), *self.active] if run.cancel_reason is None)
+        return min((deadline for deadline in ahead if deadline is not None), default=None)

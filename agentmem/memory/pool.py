@@ -23,7 +23,7 @@ class KVPool:
     """Owner of all device K and V. Engine thread only; nothing here blocks.
 
     ``used_bytes`` counts every segment's capacity plus the rows that running branches were promised, and stays within
-    ``budget_bytes``: ``reserve`` spills idle branches, least recently used first, or raises PoolFull.
+    ``budget_bytes``: ``reserve`` spills idle branches, least recently used first, or raises PoolFull and spills none.
     """
 
     def __init__(self, shape: KVShape, budget_bytes: int, block_tokens: int) -> None:
@@ -241,10 +241,25 @@ class KVPool:
         branch.reserved = 0
 
     def _make_room(self, n_bytes: int) -> bool:
-        while self.used_bytes + n_bytes > self.budget_bytes and self._idle:
+        """Spill until ``n_bytes`` fit and return True; when they could not fit even then, spill nothing and return False."""
+        if self.used_bytes + n_bytes > self.budget_bytes and self._held_bytes() + n_bytes > self.budget_bytes:
+            return False
+        while self.used_bytes + n_bytes > self.budget_bytes:
             self.release(next(iter(self._idle)))
             self.num_spilled += 1
-        return self.used_bytes + n_bytes <= self.budget_bytes
+        return True
+
+    def _held_bytes(self) -> int:
+        """Return the bytes that would stay in use if every idle branch were spilled."""
+        tips = [branch.segment for branch in self._branches if branch not in self._idle]
+        tips += [segment for segment in self._segments if segment.pins]
+        held: set[Segment] = set()
+        for tip in tips:
+            segment = tip
+            while segment is not None and segment not in held:
+                held.add(segment)
+                segment = segment.parent
+        return (sum(segment.capacity for segment in held) + sum(branch.reserved for branch in self._branches)) * self.shape.row_bytes
 
     def _trim(self, segment: Segment) -> None:
         """Drop the segment's rows that no branch, child or pin needs, and their names."""

@@ -145,6 +145,23 @@ def test_a_busy_branch_is_never_spilled() -> None:
     pool.check_integrity()
 
 
+def test_nothing_is_spilled_in_vain() -> None:
+    """A request that could not fit even alone with the running and the pinned spills no idle branch."""
+    pool = make_pool(40)
+    busy, idle, pinned = (grown(pool, range(10)) for _ in range(3))
+    pool.set_idle(idle)
+    rows = pool.pin(pinned, 0, 10)
+    pool.release(pinned)
+    with pytest.raises(PoolFull):
+        pool.reserve(pool.match([]), 21)
+
+    assert (True, True) == (busy.alive, idle.alive)
+    pool.unpin(rows)
+    pool.reserve(pool.match([]), 21)
+    assert (True, False) == (busy.alive, idle.alive)
+    pool.check_integrity()
+
+
 def test_append_beyond_the_budget() -> None:
     """Rows that were not reserved are had while the budget lasts; then PoolFull, and the branch is as before."""
     pool = make_pool(12)

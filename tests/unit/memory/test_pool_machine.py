@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -66,10 +67,14 @@ class PoolMachine(RuleBasedStateMachine):
     def reserve(self, number: int, rows: int) -> None:
         model = self.pick(number)
         model.idle, model.promised = False, 0
+        alive = [other for other in self.models if other.branch.alive]
         try:
             self.pool.reserve(model.branch, rows)
         except PoolFull:
-            assert not any(other.idle and other.branch.alive for other in self.models), "idle branches were not spilled"
+            assert alive == [other for other in self.models if other.branch.alive], "branches were spilled in vain"
+            self.pool.spill_idle()
+            with pytest.raises(PoolFull):
+                self.pool.reserve(model.branch, rows)
         else:
             model.promised = rows
 
