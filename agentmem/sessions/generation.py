@@ -189,6 +189,9 @@ class Generator:
         text = reply.text()
         generated = [output.token_id for output in run.outputs]
         message = Message("assistant", text) if session.is_raw else self.chat.reply(generated, text)
+        reason = run.finish_reason or FinishReason.STOP
+        if message.tool_calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
         given = replace(asked.given, messages=(*asked.given.messages, message))
         turn = _extended(session, given, added, asked.request_id, reply.digest)
         turn = replace(
@@ -196,7 +199,7 @@ class Generator:
             token_ids=(*turn.token_ids, *generated),
             reply_start=len(turn.token_ids),
             state=TurnState.SEALED,
-            finish_reason=run.finish_reason,
+            finish_reason=reason,
             usage=reply.usage(),
             reuse=run.reuse_report(),
         )
@@ -206,7 +209,7 @@ class Generator:
         session.notify(ChangeKind.GENERATED, turn.index)
         return FinishEvent(
             turn_index=turn.index,
-            finish_reason=run.finish_reason or FinishReason.STOP,
+            finish_reason=reason,
             message=None if session.is_raw else message,
             text=text,
             usage=turn.usage,
