@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import os
-import secrets
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
@@ -40,6 +37,7 @@ from agentmem.stores.archive import Archive
 from agentmem.stores.blocks import BlockFiles
 from agentmem.stores.ledger import Ledger
 from agentmem.stores.records import BlockHeader
+from agentmem.stores.state import StateLock, read_secret
 from agentmem.telemetry import Metrics, setup_logging
 from agentmem_workers.local import LocalExecutor
 
@@ -59,6 +57,7 @@ class Core:
     executor: LocalExecutor
     model: ModelHandle
     housekeeper: Housekeeper
+    lock: StateLock
 
     async def close(self, seconds: float) -> None:
         """Let replies end for up to ``seconds``, commit what they have, stop every thread."""
@@ -67,6 +66,7 @@ class Core:
         await asyncio.to_thread(self.engine.stop)
         await asyncio.to_thread(self.executor.close)
         await asyncio.to_thread(self.ledger.close)
+        self.lock.release()
 
 
 def load_handle(settings: Settings, progress: Callable[[str, float], None] | None = None) -> ModelHandle:
@@ -80,6 +80,7 @@ def build_core(settings: Settings, model: ModelHandle) -> Core:
     shape = KVShape(model.layers, model.kv_heads, model.head_dim, model.dtype, model.device)
     dtype = str(model.dtype).removeprefix("torch.")
     state = settings.storage.state_dir
+    lock = StateLock(state)
     secret = read_secret(state)
     ledger = Ledger(state / "meta.sqlite")
     header = BlockHeader(
@@ -112,7 +113,7 @@ def build_core(settings: Settings, model: ModelHandle) -> Core:
     housekeeper = Housekeeper(manager, settings.storage)
     engine.start()
     housekeeper.start()
-    return Core(manager, engine, ledger, archive, executor, model, housekeeper)
+    return Core(manager, engine, ledger, archive, executor, model, housekeeper, lock)
 
 
 def kv_budget(settings: Settings, device: torch.device) -> int:
@@ -121,34 +122,6 @@ def kv_budget(settings: Settings, device: torch.device) -> int:
         return int(settings.memory.kv_bytes)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return int(free * KV_SHARE)
-
-
-def read_secret(state_dir: Path) -> bytes:
-    """Return the server's secret, made on first use and readable by its owner only. Raises ConfigError."""
-    path = state_dir / "secret"
-    try:
-        if not path.exists():
-            state_dir.mkdir(parents=True, exist_ok=True)
-            _make_secret(path)
-        secret = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"storage.state_dir {state_dir} cannot keep the server's secret: {error}") from error
-    if len(secret) != SECRET_BYTES:
-        raise ConfigError(f"{path} holds {len(secret)} bytes, not the {SECRET_BYTES} of a secret; remove it to have a new one made")
-    return secret
-
-
-def _make_secret(path: Path) -> None:
-    descriptor, temp = tempfile.mkstemp(dir=path.parent, prefix="secret.")  # readable by its owner only
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts
-            os.link(temp, path)
-    finally:
-        Path(temp).unlink()
 
 
 async def run_server(settings: Settings, model: ModelHandle, on_ready: Callable[[str], None]) -> None:

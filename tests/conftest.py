@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from agentmem import faults
 
@@ -13,6 +14,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for name in [name for name in os.environ if name.startswith("AGENTMEM_")]:
     del os.environ[name]
+
+# No deadline: how long an example takes depends on what else the machine does. The same examples at every run of `make test`, so that
+# it says something about the change under test; HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile("repeat", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Runs that were accepted and not yet started."""
-        return sum(len(queue) for queue in self._queues.values())
+        return sum(len(queue) for queue in list(self._queues.values()))  # a snapshot: others ask while the engine works
 
     @property
     def active(self) -> list[Run]:

@@ -9,7 +9,6 @@ import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -44,55 +43,6 @@ def test_kv_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < app.kv_budget(auto, cpu) <= psutil.virtual_memory().total * app.KV_SHARE
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1000, 2000))
     assert 1000 * app.KV_SHARE == app.kv_budget(auto, gpu)
-
-
-# -- the secret
-
-
-def test_the_secret_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
-    """32 random bytes, readable by their owner, the same at every start, others elsewhere; nothing else is left in the directory."""
-    secret = app.read_secret(tmp_path / "state")
-    assert 32 == len(secret)
-    assert secret == app.read_secret(tmp_path / "state")
-    assert secret != app.read_secret(tmp_path / "other")
-    assert 0o600 == (tmp_path / "state" / "secret").stat().st_mode & 0o777
-    assert ["secret"] == [path.name for path in (tmp_path / "state").iterdir()]
-
-
-def test_servers_that_start_at_once_keep_one_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is slower takes the secret that is there, so that nobody's hashes are lost."""
-    meeting, make = threading.Barrier(4), app._make_secret
-
-    def together(path: Path) -> None:
-        meeting.wait(10)
-        make(path)
-
-    monkeypatch.setattr(app, "_make_secret", together)
-    with ThreadPoolExecutor(4) as threads:
-        secrets = set(threads.map(app.read_secret, [tmp_path] * 4))
-    assert 1 == len(secrets)
-    assert ["secret"] == [path.name for path in tmp_path.iterdir()]
-
-
-def test_a_start_that_was_killed_half_way_does_not_block_the_next(tmp_path: Path) -> None:
-    """A temporary file that a dead process of the same number left behind is nobody's secret."""
-    (tmp_path / f"secret.{os.getpid()}.tmp").touch()
-    assert 32 == len(app.read_secret(tmp_path))
-
-
-@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
-def test_a_damaged_secret_is_refused(tmp_path: Path, content: bytes) -> None:
-    """A file of another length is no secret: the error names it and what to do."""
-    (tmp_path / "secret").write_bytes(content)
-    with pytest.raises(ConfigError, match="secret holds .* remove it"):
-        app.read_secret(tmp_path)
-
-
-def test_a_directory_that_cannot_be_made_is_a_settings_error(tmp_path: Path) -> None:
-    """Where nothing can be written the error names the setting."""
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"storage\.state_dir"):
-        app.read_secret(tmp_path / "file" / "state")
 
 
 # -- metrics
