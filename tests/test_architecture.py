@@ -36,8 +36,8 @@ RANK = {
     "http": 7,
     "app": 8,
     "testing": 9,
-    "demo": 9,
-    "bench": 10,
+    "bench": 9,
+    "demo": 10,
     "cli": 11,
 }
 # These two see less than their height would allow: they are installed or run on their own.

@@ -1,0 +1,1 @@
+"""Benchmarks: each is one file with ``run``, a command of ``agentmem bench``, and its thresholds in ``thresholds.py``."""

@@ -1,0 +1,236 @@
+"""``bench equality``: invariant 5. EXACT sessions speak as Hugging Face's ``generate`` does, token by token, whatever happens to them.
+
+Several sessions with one system prompt talk in rounds, all at once, on a device too small to hold them; one is forked, one rolled
+back, and the server is killed in the middle. Then every reply is generated again by HF from the same prompt ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from agentmem.bench.machine import this_machine
+from agentmem.bench.measure import TimedReply, greedy, timed_reply
+from agentmem.bench.options import Options, Say
+from agentmem.bench.reference import Reference
+from agentmem.bench.report import Cell, Column, Report
+from agentmem.bench.server import ServerProcess, connected
+from agentmem.bench.texts import TextSource
+from agentmem.errors import InternalError
+from agentmem.types import Turn
+from agentmem_client import AsyncAgentMem, AsyncSession
+
+COLUMNS = (
+    Column("step", "step"),
+    Column("replies", "replies"),
+    Column("at_once", "at once"),
+    Column("input", "tokens in"),
+    Column("device", "from memory"),
+    Column("disk", "from disk"),
+    Column("computed", "computed"),
+    Column("compared", "compared with HF"),
+    Column("mismatches", "different"),
+)
+CAPTION = (
+    "Greedy replies of a served model, over gRPC, against HF generate (its own attention, full cache) on the same prompt ids. The device"
+    " holds {resident_tokens} tokens of KV, so that idle sessions are spilled: what comes from disk before the restart is their proof."
+    " at once: most replies that were decoding together."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sessions, turns of each, and tokens: of the system prompt, of a message, of a reply, and of KV that the device holds."""
+
+    sessions: int = 4
+    turns: int = 5
+    system_tokens: int = 320
+    message_tokens: int = 160
+    reply_tokens: int = 48
+    resident_tokens: int = 2600
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One reply: in which step it came, its session and turn, the prompt's token ids as the ledger has them."""
+
+    step: str
+    session: str
+    turn: int
+    prompt: tuple[int, ...]
+    reply: TimedReply
+
+
+@dataclass(slots=True)
+class Play:
+    """The script and what it recorded. ``ledgers`` holds the turns of each session as last acknowledged."""
+
+    client: AsyncAgentMem
+    text: TextSource
+    sizes: Sizes
+    sessions: dict[str, AsyncSession] = field(default_factory=dict)
+    ledgers: dict[str, list[Turn]] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    at_once: dict[str, int] = field(default_factory=dict)
+    lost_turns: int = 0
+
+    async def open(self) -> None:
+        """Create the sessions, all with one system prompt."""
+        system = "You answer briefly.\n\n" + self.text.text(self.sizes.system_tokens)
+        for number in range(self.sizes.sessions):
+            name = f"session-{number + 1}"
+            self.sessions[name] = self.client.session(name, system=system)
+            await self.sessions[name].open()
+
+    async def speak(self, step: str, names: Sequence[str]) -> None:
+        """Let sessions ``names`` take a turn at once, each with its own text, longer from one to the next."""
+        decoding: set[str] = set()
+
+        async def one(number: int, name: str) -> tuple[str, TimedReply]:
+            def note(tokens: int) -> None:
+                if tokens < self.sizes.reply_tokens:
+                    decoding.add(name)
+                else:
+                    decoding.discard(name)
+                self.at_once[step] = max(self.at_once.get(step, 0), len(decoding))
+
+            message = self.text.text(self.sizes.message_tokens + 16 * number)
+            return name, await timed_reply(self.sessions[name], message, greedy(self.sizes.reply_tokens), on_tokens=note)
+
+        for name, reply in await asyncio.gather(*(one(number, name) for number, name in enumerate(names))):
+            await self._record(step, name, reply)
+
+    async def _record(self, step: str, name: str, reply: TimedReply) -> None:
+        turns = await self._turns(name)
+        last = turns[-1]
+        if last.reply_start is None or last.token_ids[last.reply_start :] != reply.tokens.token_ids:
+            raise InternalError(f"{name}, turn {last.index}: the ledger's reply is not the one that was streamed")
+        before = [token for turn in turns[:-1] for token in turn.token_ids]
+        self.records.append(Record(step, name, last.index, (*before, *last.token_ids[: last.reply_start]), reply))
+        self.ledgers[name] = turns
+
+    async def _turns(self, name: str) -> list[Turn]:
+        _, infos = await self.sessions[name].inspect(token_ids=True)
+        return [info.turn for info in infos]
+
+    async def fork(self, source: str, name: str) -> None:
+        """Fork session ``source`` at its end."""
+        self.sessions[name] = await self.sessions[source].fork(session_id=name)
+        self.ledgers[name] = await self._turns(name)
+
+    async def rollback(self, name: str) -> None:
+        """Take back the last turn of session ``name``."""
+        to_turn = self.ledgers[name][-1].index - 1
+        await self.sessions[name].rollback(to_turn)
+        self.ledgers[name] = await self._turns(name)
+
+    async def check_ledgers(self) -> None:
+        """Count the acknowledged turns that are gone or changed."""
+        for name, before in self.ledgers.items():
+            now = {turn.index: turn.token_ids for turn in await self._turns(name)}
+            self.lost_turns += sum(now.get(turn.index) != turn.token_ids for turn in before)
+
+
+async def run(options: Options, say: Say, sizes: Sizes | None = None) -> Report:
+    """Play the script ``options.repeat`` times with new text, then compare. Raises AgentMemError when the service fails."""
+    sizes = sizes or Sizes()
+    machine = this_machine(options)
+    say("loading the model for HF generate")
+    reference = Reference.load(options)
+    text = reference.text()
+    settings = options.settings() | {"memory.kv_bytes": sizes.resident_tokens * reference.kv_bytes_per_token}
+    plays = []
+    for _ in range(options.repeat):
+        with tempfile.TemporaryDirectory(prefix="agentmem-bench-") as folder:
+            async with ServerProcess(settings, Path(folder)) as server, connected(server) as client:
+                plays.append(Play(client, text, sizes))
+                await _perform(plays[-1], server, say)
+    records = [record for play in plays for record in play.records]
+    differing, notes = _compare(records, reference, sizes, say)
+    return Report(
+        name="equality",
+        title="Tokens that differ from HF generate with a full cache",
+        caption=CAPTION.format(**asdict(sizes)),
+        machine=machine,
+        columns=COLUMNS,
+        rows=_rows(plays, records, differing),
+        measured=_measured(plays, records, differing),
+        settings=asdict(options) | asdict(sizes) | {"cache_dir": str(options.cache_dir)},
+        notes=notes,
+    )
+
+
+async def _perform(play: Play, server: ServerProcess, say: Say) -> None:
+    """Play the script: a fork before the middle, a rollback and SIGKILL after it."""
+    await play.open()
+    middle = (play.sizes.turns + 1) // 2
+    for turn in range(1, play.sizes.turns + 1):
+        say(f"round {turn} of {play.sizes.turns}")
+        await play.speak(f"{turn}: all at once", list(play.sessions))
+        if turn == middle - 1:
+            await play.fork("session-1", "fork")
+        if turn == middle:
+            await play.rollback("session-2")
+            await play.speak(f"{turn}: again after rollback", ["session-2"])
+            say("SIGKILL and restart")
+            await server.kill()
+            await server.start()
+            await play.check_ledgers()
+
+
+def _compare(records: Sequence[Record], reference: Reference, sizes: Sizes, say: Say) -> tuple[dict[int, int], list[str]]:
+    """Return differing tokens by record, and a line about the first of each reply that differs."""
+    differing, notes = {}, []
+    for number, record in enumerate(records):
+        say(f"HF generate, reply {number + 1} of {len(records)}")
+        expected = reference.generate(record.prompt, sizes.reply_tokens).token_ids
+        actual = record.reply.tokens.token_ids
+        wrong = [i for i in range(max(len(expected), len(actual))) if expected[i : i + 1] != actual[i : i + 1]]
+        differing[number] = len(wrong)
+        if wrong:
+            margin = reference.margin((*record.prompt, *expected[: wrong[0]]))
+            where = f"{record.session}, turn {record.turn}, token {wrong[0]} of the reply"
+            notes.append(
+                f"{where}: {actual[wrong[0] : wrong[0] + 1]} instead of {expected[wrong[0] : wrong[0] + 1]}, top-2 margin {margin:.2g}"
+            )
+    return differing, notes
+
+
+def _rows(plays: Sequence[Play], records: Sequence[Record], differing: dict[int, int]) -> list[dict[str, Cell]]:
+    rows: list[dict[str, Cell]] = []
+    for step in plays[0].at_once:
+        numbers = [number for number, record in enumerate(records) if record.step == step]
+        finished = [records[number].reply.finish for number in numbers]
+        rows.append(
+            {
+                "step": step,
+                "replies": len(numbers),
+                "at_once": max(play.at_once[step] for play in plays),
+                "input": sum(finish.usage.input_tokens for finish in finished),
+                "device": sum(finish.reuse.device for finish in finished),
+                "disk": sum(finish.reuse.disk for finish in finished),
+                "computed": sum(finish.reuse.computed for finish in finished),
+                "compared": sum(len(records[number].reply.tokens.token_ids) for number in numbers),
+                "mismatches": sum(differing[number] for number in numbers),
+            }
+        )
+    return rows
+
+
+def _measured(plays: Sequence[Play], records: Sequence[Record], differing: dict[int, int]) -> dict[str, float]:
+    middle = (plays[0].sizes.turns + 1) // 2
+    before = [record.reply.finish.reuse for record in records if int(record.step.partition(":")[0]) <= middle]
+    after = [record.reply.finish.reuse for record in records if int(record.step.partition(":")[0]) == middle + 1]
+    fork = next(record.reply.finish.reuse for record in records if record.session == "fork")
+    return {
+        "mismatching_tokens": sum(differing.values()),
+        "lost_turns": sum(play.lost_turns for play in plays),
+        "compared_tokens": sum(len(record.reply.tokens.token_ids) for record in records),
+        "replies_at_once": max(most for play in plays for most in play.at_once.values()),
+        "spilled_tokens": sum(reuse.disk for reuse in before),
+        "restored_tokens": sum(reuse.disk for reuse in after),
+        "forked_tokens": fork.device + fork.disk,
+    }
