@@ -82,7 +82,7 @@ class Engine:
         try:
             await self.call(self._accept, run)
         except asyncio.CancelledError:  # it may have been accepted all the same, and nobody would ever follow it
-            run.cancel_reason = FinishReason.CANCELLED
+            self.cancel(run)
             raise
         return run
 

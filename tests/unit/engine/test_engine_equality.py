@@ -108,19 +108,20 @@ async def test_sampled_tokens_do_not_depend_on_the_batch(runner: WatchedRunner) 
     """With a temperature, the same seed gives the same tokens alone, in a batch, after a shared prefix and after a spill."""
     prompt = text(7, 30)
     sampling = {"temperature": 1.3, "top_p": 0.95, "seed": 11, "n": 20}
-    async with running(runner) as engine:
+    async with running(runner, limits=Limits(8, 16, 4, 64)) as engine:
         alone = await finished(await engine.submit(request(prompt, **sampling)))
-        others = [await engine.submit(request(text(i, 25), temperature=0.7, seed=i, n=25)) for i in range(4)]
-        batched = await finished(await engine.submit(request(prompt, **sampling)))
+        others = [await engine.submit(request(text(i, 25), temperature=0.7, seed=i, n=40)) for i in range(4)]
+        shared = await finished(await engine.submit(request(prompt, **sampling)))
+        chunked = await finished(await engine.submit(request(prompt, tenant="other", **sampling)))
         other_seed = await finished(await engine.submit(request(prompt, **(sampling | {"seed": 12}))))
         for run in others:
             await finished(run)
         await engine.call(engine.pool.spill_idle)
         cold = await finished(await engine.submit(request(prompt, **sampling)))
 
-    assert 24 == batched.reused[Tier.DEVICE]
-    assert 0 == cold.reused[Tier.DEVICE]
-    assert ids(alone) == ids(batched) == ids(cold)
+    assert [24, 0, 0] == [run.reused[Tier.DEVICE] for run in (shared, chunked, cold)]
+    assert alone.num_steps < chunked.num_steps
+    assert [ids(alone)] * 3 == [ids(run) for run in (shared, chunked, cold)]
     assert ids(alone) != ids(other_seed)
 
 

@@ -77,13 +77,17 @@ def test_any_error_means_computing(restorer: Restorer, archive: FakeArchive, seg
     assert Restored(0, {}, MissReason.CORRUPT, f"{type(broken).__name__}: {broken}") == result
 
 
-@pytest.mark.parametrize("tokens", [1, BLOCK + 1])
-def test_a_block_of_another_size_is_not_believed(restorer: Restorer, archive: FakeArchive, segment: Segment, tokens: int) -> None:
-    """A block that does not fill its rows exactly is treated as corrupt, one that would be broadcast over them too."""
-    archive.blocks[NAMES[1]] = LoadedBlock(SHAPE.empty(tokens), SHAPE.empty(tokens), Tier.DISK)
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, torch.float32), (BLOCK + 1, torch.float32), (BLOCK, torch.bfloat16)])
+def test_a_block_of_another_shape_is_not_believed(
+    restorer: Restorer, archive: FakeArchive, segment: Segment, tokens: int, dtype: torch.dtype
+) -> None:
+    """A block that would have to be broadcast or converted to fill its rows is treated as corrupt."""
+    rows = SHAPE.empty(tokens).to(dtype)
+    archive.blocks[NAMES[1]] = LoadedBlock(rows, rows, Tier.DISK)
     result = restore(restorer, segment)
 
     assert (1, MissReason.CORRUPT) == (result.num_blocks, result.reason)
+    assert f"it holds {dtype}" in result.detail
 
 
 def test_it_stops_when_not_wanted(restorer: Restorer, archive: FakeArchive, segment: Segment) -> None:
