@@ -94,8 +94,9 @@ def _draw(scores: Tensor, row: SampleRow) -> int:
     Exponential race, the Gumbel-max trick without its second logarithm: the token with the least e / p wins with probability p.
     """
     exponential = noise(row.seed, row.position, scores.numel())
-    # Shifted so that a tiny temperature can't overflow to infinity.
-    scores = ((scores - scores.max()) / row.params.temperature).cpu()
+    # Shifted so that a tiny temperature can't overflow to infinity, and never 0 in the scores' dtype, where 0 / 0 would be NaN.
+    temperature = max(row.params.temperature, torch.finfo(scores.dtype).tiny)
+    scores = ((scores - scores.max()) / temperature).cpu()
     ids = kept(scores, row.params)
     with np.errstate(divide="ignore"):  # e may be 0: that token wins
         race = scores[ids].double().numpy() - np.log(exponential[ids.numpy()])

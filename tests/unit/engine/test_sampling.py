@@ -148,10 +148,11 @@ def test_noise_is_a_function_of_seed_and_position() -> None:
     assert np.isfinite(noise(2**63 - 1, 2**63 - 1, 1000)).all()
 
 
-def test_a_tiny_temperature_is_greedy() -> None:
-    """A temperature near zero takes the likeliest token without overflowing."""
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    """A temperature near zero, also one that is zero in fp32, takes the likeliest token without overflowing."""
     logits = random_logits(3, 1, 40) * 1e30
-    assert sample_ids(logits, [row()]) == sample_ids(logits, [row(SamplingParams(temperature=1e-30))])
+    assert sample_ids(logits, [row()]) == sample_ids(logits, [row(SamplingParams(temperature=temperature))])
 
 
 def test_the_penalty_counts_without_temperature() -> None:
