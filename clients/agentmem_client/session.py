@@ -131,8 +131,9 @@ class AsyncSession:
         reply of an earlier process.
         """
         sampling = sampling or SamplingParams()
-        if sampling.temperature > 0 and sampling.seed is None:
-            # Chosen here, so that a reply that has to be computed anew after a crash of the server has the same tokens.
+        if sampling.temperature > 0 and sampling.seed is None and request_id is None:
+            # Chosen here, so that a reply that has to be computed anew after a crash of the server has the same tokens. With
+            # an id of the caller's the server derives the seed from it, so that another process can send the same request.
             sampling = replace(sampling, seed=secrets.randbits(63))
         self._last_request = request_id or new_id("reply")
         request = generation_pb2.GenerateRequest(

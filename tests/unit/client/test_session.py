@@ -152,15 +152,16 @@ async def test_giving_up_raises_the_last_error(client: AsyncAgentMem, sessions: 
 
 
 async def test_a_sampled_reply_has_a_seed(client: AsyncAgentMem, sessions: FakeSessions) -> None:
-    """A sampled request without a seed gets one, the same for every repetition; a greedy one and a given seed stay."""
+    """A sampled request without a seed gets one, the same for every repetition; a greedy one, a given seed and a named request stay."""
     sessions.breaks = [1]
     async with client.session() as session:
         await session.generate_text("a", SamplingParams(temperature=1.0))
         await session.generate_text("a", SamplingParams(temperature=1.0, seed=3))
+        await session.generate_text("a", SamplingParams(temperature=1.0), request_id="mine")
         await session.generate_text("a")
-    first, again, given, greedy = sessions.params
+    first, again, given, named, greedy = sessions.params
     assert first.seed is not None
-    assert (first.seed, 3, None) == (again.seed, given.seed, greedy.seed)
+    assert (first.seed, 3, None, None) == (again.seed, given.seed, named.seed, greedy.seed)
 
 
 async def test_leaving_the_loop_cancels_the_reply(client: AsyncAgentMem, sessions: FakeSessions) -> None:
