@@ -17,7 +17,7 @@ from agentmem.memory.hashing import Chain
 from agentmem.memory.pool import PinnedRows
 from agentmem.memory.segment import Branch
 from agentmem.sessions.session import Session
-from agentmem.stores.archive import Archive
+from agentmem.stores.archive import QUOTA_FULL, Archive
 from agentmem.stores.ledger import Ledger
 from agentmem.stores.records import StoredBlock
 from agentmem.types import SessionId, SessionRecord, TenantId, Turn
@@ -92,7 +92,8 @@ class Sealer:
     def _store(self, record: SessionRecord, parts: list[tuple[Turn, list[StoredBlock]]]) -> tuple[int, StorageFailed | None]:
         """Executor: of each turn the blocks first, then the turn; return how many blocks were stored, and what refused the others.
 
-        Once blocks fail the turns alone are written, since they are enough to lose nothing.
+        Once blocks fail the turns alone are written, since they are enough to lose nothing. A quota that is too small for the
+        blocks is no failure: the turns are durable, their K and V will be computed again after a restart.
         """
         num_saved, failure = 0, None
         for turn, blocks in parts:
@@ -103,6 +104,9 @@ class Sealer:
                 except StorageFailed as error:
                     failure = error
             self.ledger.put_turn(record.tenant, record.id, record.epoch, turn, [])
+        if failure is not None and failure.reason == QUOTA_FULL:
+            log.info("session %s is kept without some of its blocks: %s", record.id, failure.message)
+            return num_saved, None
         return num_saved, failure
 
     async def heal(self) -> None:

@@ -18,6 +18,7 @@ from agentmem.types import BlockHash, MissReason, SessionId, TenantId, Tier, Tur
 
 # A file is its payload, the safetensors header and room for long fingerprints and rope descriptions.
 _HEADER_ROOM = 4096
+QUOTA_FULL = "QUOTA_FULL"  # reason of the StorageFailed that tells a quota from a disk that refuses
 
 
 class Archive:
@@ -109,13 +110,18 @@ class Archive:
             return needed
 
     def _make_room(self, needed: int, keep: set[BlockHash]) -> None:
+        if needed > self._disk_bytes:  # checked first, so that nothing is evicted in vain
+            raise StorageFailed(f"{needed} bytes of blocks do not fit storage.disk_bytes {self._disk_bytes}", reason=QUOTA_FULL)
         while (excess := self._files.bytes_used + self._reserved + needed - self._disk_bytes) > 0:
             count = -(-excess // (self._header.payload_bytes + _HEADER_ROOM))
             self._tell_ledger()
             victims = self._ledger.lru_blocks(count, keep | self._held.keys())
             if not victims:
                 used = self._files.bytes_used + self._reserved
-                raise StorageFailed(f"{needed} bytes of blocks do not fit storage.disk_bytes {self._disk_bytes}: {used} are used and held")
+                raise StorageFailed(
+                    f"{needed} bytes of blocks do not fit storage.disk_bytes {self._disk_bytes}: {used} are used and held",
+                    reason=QUOTA_FULL,
+                )
             self._ledger.drop_blocks(victims)
             for block_hash in victims:
                 self._files.delete(block_hash)

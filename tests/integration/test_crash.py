@@ -19,8 +19,8 @@ FAULTS = {
     # point -> (the hit that kills in the middle of the conversation, others)
     "blocks.after_temp_write": (7, (1, 5, 8)),
     "blocks.after_rename": (6, (1, 5, 9)),
-    "ledger.before_commit": (2, (1, 3)),
-    "ledger.after_commit": (2, (1, 3)),
+    "ledger.before_commit": (3, (1, 2, 4)),  # the first turn commits the prelude's blocks and itself
+    "ledger.after_commit": (3, (1, 2, 4)),
     "engine.step": (20, (1, 2, 13, 14)),
     "generation.mid_stream": (18, (1, 12, 13)),
 }

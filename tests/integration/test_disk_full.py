@@ -81,3 +81,22 @@ async def test_the_quota_evicts_what_was_used_least(launch: Callable[..., Server
         assert heard.start is not None
         assert MissReason.EVICTED is heard.start.reuse.reason
         assert judge.first_wrong(*await tokens_and_replies(old)) is None
+
+
+@pytest.mark.timeout(120)
+async def test_a_session_that_outgrows_the_quota_is_durable_without_its_blocks(
+    launch: Callable[..., Server], reference: list[list[int]]
+) -> None:
+    """Its turns are in the ledger, so they are acknowledged; after a crash the K and V are computed again, the tokens are the same."""
+    server = launch(settings={"storage.disk_bytes": 3 * 3 * MIB}).start()
+    async with server.client() as client, client.session("s", system=SYSTEM) as session:
+        assert (await ask(session, 1)).acknowledged
+        assert (await session.seal()).durable
+        await session.fork(session_id="fork")
+    server.kill()
+    server.check_state()
+    server.start()
+    async with server.client() as client:
+        for name in ("s", "fork"):
+            heard = await ask(client.attach(name), 2)
+            assert (True, reference[1]) == (heard.acknowledged, heard.tokens)
