@@ -38,11 +38,18 @@ INTRO = (
     " with SIGKILL in the middle of a reply and started again. Beside each turn: what it costs when HF generate re-reads the whole history."
 )
 SYSTEM = "You are a careful reviewer of Python code. Answer in short sentences. This is the style that the team asks for:\n\n"
-STYLE_FILE = ("bisect", 2400)  # module and characters of its source
 BLOCK_TOKENS = 64  # the last, incomplete block of a session is not on disk
-REPLY_TOKENS = 32
-LONG_REPLY_TOKENS = 64  # of the reply that is killed
 KILL_AFTER = 4  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Characters of the files that are read, and tokens of a reply and of the one that is killed."""
+
+    style_characters: int = 2400
+    file_characters: int = 3000
+    reply_tokens: int = 32
+    killed_reply_tokens: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Story:
     client: AsyncAgentMem
     reference: Reference
     tell: Callable[[str], None]
+    sizes: Sizes
     rows: list[Row] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     replies: dict[str, TimedReply] = field(default_factory=dict)  # by request id
@@ -86,13 +94,14 @@ class Story:
 
     async def play(self) -> None:
         """Tell it from the beginning to the end. Raises AgentMemError when the service fails."""
-        system = SYSTEM + excerpt(*STYLE_FILE)
+        system = SYSTEM + excerpt("bisect", self.sizes.style_characters)
         for name in ("reviewer", "tester"):
             self.sessions[name] = self.client.session(name, system=system)
             await self.sessions[name].open()
         prelude = (await self.sessions["reviewer"].info()).n_tokens
-        await self.turn("reviewer", f"What does this module do?\n\n{excerpt('heapq', 3000)}")
-        second = await self.turn("tester", f"Which cases should be tested first?\n\n{excerpt('textwrap', 3000)}", "same system prompt")
+        await self.turn("reviewer", self._first_message())
+        text = excerpt("textwrap", self.sizes.file_characters)
+        second = await self.turn("tester", f"Which cases should be tested first?\n\n{text}", "same system prompt")
         shared = second.finish.reuse.device
         self.check("the second session reads the shared system prompt from memory", 0 < prelude - prelude % BLOCK_TOKENS <= shared)
         await self.turn("reviewer", "Name one thing that you would change in it.")
@@ -104,12 +113,13 @@ class Story:
         await self.replay()
         self.check("every turn was durable when it was acknowledged", all(reply.finish.durable for reply in self.replies.values()))
 
-    async def turn(self, name: str, message: str, event: str = "", *, tokens: int = REPLY_TOKENS, kill: bool = False) -> TimedReply:
+    async def turn(self, name: str, message: str, event: str = "", *, kill: bool = False) -> TimedReply:
         """Take a turn in session ``name``, then let HF take the same turn on the same token ids."""
         from agentmem.bench.measure import greedy, timed_reply
 
         self.tell(f"{name}: the service replies")
         request_id = f"{name}-{len(self.rows)}"
+        tokens = self.sizes.killed_reply_tokens if kill else self.sizes.reply_tokens
         on_tokens = self._killer() if kill else None
         reply = await timed_reply(self.sessions[name], message, greedy(tokens), request_id=request_id, on_tokens=on_tokens)
         self.replies[request_id] = reply
@@ -151,9 +161,9 @@ class Story:
     async def killed_turn(self) -> None:
         """Take a turn during which the server dies and comes back; the client's stream goes on by itself."""
         before = {name: await self._ledger(name) for name in self.sessions}
-        reply = await self.turn("tester", "Write the first test.", "SIGKILL while replying", tokens=LONG_REPLY_TOKENS, kill=True)
+        reply = await self.turn("tester", "Write the first test.", "SIGKILL while replying", kill=True)
         after = {name: await self._ledger(name) for name in self.sessions}
-        whole = len(reply.tokens.token_ids) == LONG_REPLY_TOKENS and len(after["tester"]) == len(before["tester"]) + 1
+        whole = len(reply.tokens.token_ids) == self.sizes.killed_reply_tokens and len(after["tester"]) == len(before["tester"]) + 1
         self.check("the reply that SIGKILL interrupted went on to its end, and is one turn", whole)
         self.check("no acknowledged turn was lost or changed", all(after[name][: len(turns)] == turns for name, turns in before.items()))
 
@@ -179,10 +189,13 @@ class Story:
         self.tell("asking again for the first reply, by its request id")
         name, request_id = "reviewer", "reviewer-0"
         before = await self._ledger(name)
-        message = f"What does this module do?\n\n{excerpt('heapq', 3000)}"
-        again = await timed_reply(self.sessions[name], message, greedy(REPLY_TOKENS), request_id=request_id)
+        sampling = greedy(self.sizes.reply_tokens)
+        again = await timed_reply(self.sessions[name], self._first_message(), sampling, request_id=request_id)
         same = again.tokens.token_ids == self.replies[request_id].tokens.token_ids and before == await self._ledger(name)
         self.check("a request id from before the kill gives the same tokens again, and no new turn", same)
+
+    def _first_message(self) -> str:
+        return f"What does this module do?\n\n{excerpt('heapq', self.sizes.file_characters)}"
 
     def check(self, says: str, held: bool) -> None:
         """Note an invariant."""
@@ -225,19 +238,21 @@ def table_of(rows: list[Row]) -> Table:
     return table
 
 
-async def _play(options: Options, reference: Reference, tell: Callable[[Story, str], None]) -> Story:
+async def _play(options: Options, sizes: Sizes, reference: Reference, tell: Callable[[Story, str], None]) -> Story:
     from agentmem.bench.server import ServerProcess, connected
 
     with tempfile.TemporaryDirectory(prefix="agentmem-demo-") as folder:
         async with ServerProcess(options.settings(), Path(folder)) as server, connected(server) as client:
-            story = Story(server, client, reference, lambda line: tell(story, line))
+            story = Story(server, client, reference, lambda line: tell(story, line), sizes)
             await story.play()
             if options.dtype == "fp32":  # other formats round differently from one kernel to the next
                 story.check("every reply equals HF generate's, token by token", all(row.same_tokens for row in story.rows))
     return story
 
 
-def run_demo(*, model: str = "smollm2", dtype: str = "fp32", threads: int = 0, json_output: bool = False) -> int:
+def run_demo(
+    *, model: str = "smollm2", dtype: str = "fp32", threads: int = 0, json_output: bool = False, sizes: Sizes | None = None
+) -> int:
     """Run the demo and print its table; return 0 when every check held, 1 when one did not or the service failed.
 
     In fp32, the default, the service must say what HF says, token by token. ``json_output`` prints JSON instead of the table;
@@ -251,7 +266,7 @@ def run_demo(*, model: str = "smollm2", dtype: str = "fp32", threads: int = 0, j
         reference = _load(options, console)
         with Live(Text("starting the server"), console=console, transient=True) as live:
             tell = _teller(live)
-            story = asyncio.run(_play(options, reference, tell))
+            story = asyncio.run(_play(options, sizes or Sizes(), reference, tell))
     except (AgentMemError, OSError) as error:
         console.print(f"[bold red]agentmem demo:[/] {error}", *getattr(error, "__notes__", ()), sep="\n", highlight=False)
         return 1

@@ -58,6 +58,7 @@ async def timed_reply(
     ids: list[int] = []
     first = last = 0.0
     num_first = 0
+    finish: FinishEvent | None = None
     events = session.generate(content, sampling, request_id=request_id)
     async with aclosing(events):
         async for event in events:
@@ -69,5 +70,7 @@ async def timed_reply(
                 if on_tokens is not None:
                     on_tokens(len(ids))
             elif isinstance(event, FinishEvent):
-                return TimedReply(TokenTimes(tuple(ids), first, last, num_first), event)
-    raise InternalError("the reply ended without a finish event")
+                finish = event  # read on to the end of the stream: leaving it now would look like giving up
+    if finish is None:
+        raise InternalError("the reply ended without a finish event")
+    return TimedReply(TokenTimes(tuple(ids), first, last, num_first), finish)

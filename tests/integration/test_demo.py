@@ -16,11 +16,10 @@ def _cache(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTMEM_MODEL_CACHE_DIR", str(models))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(120)
 def test_the_demo_holds_its_promises(capsys: pytest.CaptureFixture[str]) -> None:
     """Shortened, it exits with 0, prints JSON alone on stdout, and its turns show sharing, the fork and what came from disk."""
-    sizes = demo.Sizes(style_characters=600, file_characters=600, reply_tokens=8)
+    sizes = demo.Sizes(style_characters=300, file_characters=300, reply_tokens=4, killed_reply_tokens=32)
     assert 0 == demo.run_demo(threads=1, json_output=True, sizes=sizes)
     value = json.loads(capsys.readouterr().out)
     assert value["passed"]
