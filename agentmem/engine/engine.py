@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agentmem import faults
 from agentmem.engine.batch import Work, build_batch
-from agentmem.engine.replies import finish_of, sample_rows
+from agentmem.engine.replies import finish_of, sample_each
 from agentmem.engine.restore import Restored, Restorer
 from agentmem.engine.run import EngineRequest, Run, RunState
 from agentmem.engine.runner import Runner
@@ -271,9 +271,15 @@ class Engine:
         self.stats.prefill_tokens += sum(len(work.token_ids) for _, work in step if len(work.token_ids) > 1)
 
     def _emit(self, runs: Sequence[Run], logits: Tensor) -> list[tuple[Run, FinishReason]]:
-        """Sample one token for each of ``runs`` from its row of ``logits`` and return the runs that end with it."""
+        """Sample one token for each of ``runs`` from its row of ``logits`` and return the runs that end with it.
+
+        A run whose row cannot be sampled fails alone.
+        """
         finished = []
-        for run, output in zip(runs, sample_rows(self.sampler, runs, logits), strict=True):
+        for run, output in zip(runs, sample_each(self.sampler, runs, logits), strict=True):
+            if isinstance(output, Exception):
+                self._fail(run, output)
+                continue
             if not run.outputs:
                 run.first_token = time.monotonic()
             run.outputs.append(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -11,13 +12,30 @@ from agentmem.engine.sampling import Sampler, SampleRow
 from agentmem.errors import InternalError
 from agentmem.types import FinishReason
 
+log = logging.getLogger(__name__)
+
+
+def sample_each(sampler: Sampler, runs: Sequence[Run], logits: Tensor) -> list[Output | Exception]:
+    """Return the next output of each run from its row of ``logits`` ``[len(runs), vocab]``, fp32, or what went wrong with it.
+
+    A row that cannot be sampled is that run's failure alone: others, of other tenants too, go on.
+    """
+    try:
+        return [*sample_rows(sampler, runs, logits)]
+    except Exception as error:
+        if len(runs) == 1:
+            log.exception("a row could not be sampled")
+            return [error]
+    return [sample_each(sampler, [run], logits[index : index + 1])[0] for index, run in enumerate(runs)]
+
 
 def sample_rows(sampler: Sampler, runs: Sequence[Run], logits: Tensor) -> list[Output]:
-    """Return the next output of each run from its row of ``logits`` ``[len(runs), vocab]``, fp32."""
+    """Return the next output of each run from its row of ``logits`` ``[len(runs), vocab]``, fp32. Raises for any bad row."""
     if not runs:
         return []
+    drawn = sampler.sample(logits, [_row(run) for run in runs])
     outputs = []
-    for run, sampled in zip(runs, sampler.sample(logits, [_row(run) for run in runs]), strict=True):
+    for run, sampled in zip(runs, drawn, strict=True):
         text = run.reply_text.push(sampled.token_id) if run.reply_text and not _ends(run, sampled.token_id) else ""
         outputs.append(Output(sampled.token_id, text, sampled.logprob, sampled.top))
     return outputs

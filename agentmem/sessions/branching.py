@@ -64,8 +64,8 @@ class Brancher:
         self.archive = archive
 
     async def fork(self, source: Session, at_turn: int | None, new_id: str | None, labels: Mapping[str, str] | None) -> Session:
-        """Return a new session with turns 0 to ``at_turn`` of ``source`` (default: all that are durable). Copies no K and no V."""
-        turn = at_turn if at_turn is not None else min([len(source.turns), *source.unsaved]) - 1
+        """Return a new session with turns 0 to ``at_turn`` of ``source`` (default: all that have ended and are durable). Copies no K and no V."""
+        turn = at_turn if at_turn is not None else source.last_sealed
         length = source.length_at(turn)
         if any(index <= turn for index in source.unsaved):
             raise StorageFailed("the session is not durable yet, so it cannot be forked", retry_after=1.0)

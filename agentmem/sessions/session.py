@@ -70,6 +70,12 @@ class Session:
         """Whether the session takes text and token ids instead of messages."""
         return self.record.format is SessionFormat.RAW
 
+    @property
+    def last_sealed(self) -> int:
+        """Index of the last turn that has ended and is durable."""
+        ended = len(self.turns) - (self.open_turn is not None)
+        return min([ended, *self.unsaved]) - 1
+
     def knows(self, request_id: RequestId | None) -> bool:
         """Return whether a reply of that request is under way, in memory, or in the ledger."""
         if request_id is None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.engines import request
 
-from agentmem.engine.replies import finish_of, sample_rows
+from agentmem.engine.replies import finish_of, sample_each, sample_rows
 from agentmem.engine.run import EngineRequest, Output, Run
 from agentmem.engine.sampling import Sampler
 from agentmem.errors import InternalError
@@ -102,3 +102,15 @@ def test_a_prefill_only_run_has_no_reply() -> None:
     assert finish_of(run) is None
     with pytest.raises(InternalError, match="prefill-only"):
         sample_rows(Sampler(), [run], likely(3))
+
+
+def test_a_row_that_cannot_be_sampled_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Logits that are not numbers end their own run; the runs beside it get their tokens."""
+    logits = likely(3, 4, 5)
+    logits[1, 7] = float("nan")
+    first, broken, last = sample_each(Sampler(), [run_of(request([n])) for n in (1, 2, 3)], logits)
+
+    assert [Output(3, ""), Output(5, "")] == [first, last]
+    assert isinstance(broken, InternalError)
+    assert "maximum nan" in broken.message
+    assert "a row could not be sampled" in caplog.text

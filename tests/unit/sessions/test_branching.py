@@ -47,6 +47,17 @@ async def test_fork_at_any_turn(replica: Replica, at_turn: int | None) -> None:
     await exact(replica, "a")
 
 
+async def test_fork_leaves_an_open_turn_behind(replica: Replica) -> None:
+    """Without a turn named, a fork has the turns that have ended; what was appended since belongs to the source alone."""
+    await three_turns(replica)
+    await replica.manager.append(TENANT, "a", TurnInput(messages=(user("pending"),)), request_id=None)
+    info = await replica.manager.fork(TENANT, "a", at_turn=None, new_id="b", labels=None)
+
+    assert (4, False) == (info.n_turns, info.open_turn)
+    assert 5 == len(replica.session().turns)
+    await exact(replica, "b")
+
+
 async def test_fork_with_labels_and_a_made_up_id(replica: Replica) -> None:
     """Labels given replace the source's; without an id the server makes one up."""
     await three_turns(replica)
