@@ -64,7 +64,7 @@ class Brancher:
         self.archive = archive
 
     async def fork(self, source: Session, at_turn: int | None, new_id: str | None, labels: Mapping[str, str] | None) -> Session:
-        """Return a new session with turns 0 to ``at_turn`` of ``source`` (default: all that have ended and are durable). Copies no K and no V."""
+        """Return a new session with turns 0 to ``at_turn`` of ``source`` (default: all ended, durable ones). Copies no K and no V."""
         turn = at_turn if at_turn is not None else source.last_sealed
         length = source.length_at(turn)
         if any(index <= turn for index in source.unsaved):

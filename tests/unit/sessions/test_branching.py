@@ -50,7 +50,7 @@ async def test_fork_at_any_turn(replica: Replica, at_turn: int | None) -> None:
 async def test_fork_leaves_an_open_turn_behind(replica: Replica) -> None:
     """Without a turn named, a fork has the turns that have ended; what was appended since belongs to the source alone."""
     await three_turns(replica)
-    await replica.manager.append(TENANT, "a", TurnInput(messages=(user("pending"),)), request_id=None)
+    await replica.manager.append(TENANT, "a", user("pending"), request_id=None)
     info = await replica.manager.fork(TENANT, "a", at_turn=None, new_id="b", labels=None)
 
     assert (4, False) == (info.n_turns, info.open_turn)
