@@ -109,9 +109,10 @@ class Scheduler:
             return True
         if self.active:
             return False
-        # Nobody is left to wait for: what is in the way is unused room in the run's own past, which is restored or computed again.
+        # Nobody is left to wait for: what is in the way is unused room in the past that the run holds on to. Without it every
+        # idle session can be spilled, and the past is restored or computed again.
         self.pool.release(self._branch(run))
-        self._match(run)
+        run.branch = None
         return self._fits(run)
 
     def _fits(self, run: Run) -> bool:

@@ -358,3 +358,19 @@ def test_dropping_a_run_nobody_knows() -> None:
 
     assert 0 == books.num_waiting
     assert books.next_deadline() is None
+
+
+def test_a_prefix_shared_with_an_idle_session_is_given_up_for_room() -> None:
+    """A run that fits once every idle session is spilled starts, though the prefix it shares with one of them is lost by that."""
+    books = scheduler(rows=100)
+    tokens = text(0, BLOCK)
+    (first,) = queued(books, request(tokens + text(1, 40), n=20, max_length=1000))
+    assert [first] == admit(books)
+    while len(first.chain) < BLOCK + 60:
+        step(books)
+    finish(books, first)
+    (second,) = queued(books, request(tokens + text(2, 70), n=8, max_length=1000))
+
+    assert [second] == admit(books)
+    assert RunState.RUNNING is second.state
+    books.pool.check_integrity()
