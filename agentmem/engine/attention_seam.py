@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from agentmem.engine.batch import Slice, StepBatch
 from agentmem.errors import UnsupportedModel
 from agentmem.memory.attention import AttendFn, attend_window, choose_backend, merge
+from agentmem.memory.decode import DecodePlan, is_available
 
 NAME = "agentmem"
 REFUSED = ("softcap", "s_aux", "position_bias", "alibi")  # keyword arguments that would change what attention computes
@@ -65,17 +66,24 @@ def _write(step: StepBatch, layer: int, key: Tensor, value: Tensor) -> None:
 def _attend_parts(step: StepBatch, layer: int, query: Tensor, attend: AttendFn, scale: float) -> Tensor:
     """Run the plan's calls and merge their parts; ``[heads, T, D]`` in and out."""
     heads, n_rows, dim = query.shape
+    compiled = bool(step.singles) and is_available(query.device)
     direct = step.n_slots == 1
-    outs = torch.zeros((step.n_slots, heads, n_rows, dim), dtype=query.dtype if direct else torch.float32, device=query.device)
+    outs = torch.zeros(
+        (step.n_slots, heads, n_rows, dim), dtype=query.dtype if direct and not compiled else torch.float32, device=query.device
+    )
     lses = torch.full((step.n_slots, heads, n_rows), float("-inf"), dtype=torch.float32, device=query.device)
-    for call in step.calls:
+    calls = step.calls if compiled else step.every_call()
+    if compiled:
+        step.decode = step.decode or DecodePlan(step.singles, heads)
+        step.decode.run(layer, query, outs, lses, scale)
+    for call in calls:
         keys = call.segment.k[layer, :, call.start : call.stop]
         values = call.segment.v[layer, :, call.start : call.stop]
         out, lse = attend(query[:, call.rows], keys, values, call.causal, scale)
         outs[call.slot, :, call.rows] = out.to(outs.dtype)
         if not direct:
             lses[call.slot, :, call.rows] = lse
-    return outs[0] if direct else merge(outs, lses).to(query.dtype)
+    return (outs[0] if direct else merge(outs, lses)).to(query.dtype)
 
 
 def _attend_windows(step: StepBatch, layer: int, query: Tensor, window: int, scale: float) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from agentmem.memory.decode import DecodePlan, Single
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch, Segment, Span
 
@@ -52,8 +53,15 @@ class StepBatch:
     logits_rows: Tensor
     slices: tuple[Slice, ...]
     calls: tuple[PartCall, ...]
+    singles: tuple[Single, ...]  # calls of one query each, which have a kernel of their own on some devices
     n_slots: int
+    decode: DecodePlan | None = None
     windows: dict[int, bool] = field(default_factory=dict)  # window -> whether it cuts anything in this step
+
+    def every_call(self) -> tuple[PartCall, ...]:
+        """Return all calls, single queries included, for devices that have no kernel of their own for those."""
+        singles = [PartCall(slice(s.row, s.row + 1), s.segment, s.start, s.stop, causal=False, slot=s.slot) for s in self.singles]
+        return (*self.calls, *singles)
 
     def cut_by(self, window: int) -> bool:
         """Return whether a sliding window of that many tokens hides anything from any token of this step."""
@@ -87,20 +95,22 @@ def build_batch(pool: KVPool, work: Sequence[Work], device: torch.device) -> Ste
         logits_rows.extend(start + offset for offset in item.logits)
         tokens.extend(item.token_ids)
         positions.extend(range(position, position + count))
-    calls, n_slots = _plan(slices, device)
+    calls, singles, n_slots = _plan(slices, device)
     return StepBatch(
         torch.tensor([tokens], device=device),
         torch.tensor([positions], device=device),
         torch.tensor(logits_rows, dtype=torch.long, device=device),
         tuple(slices),
         calls,
+        singles,
         n_slots,
     )
 
 
-def _plan(slices: Sequence[Slice], device: torch.device) -> tuple[tuple[PartCall, ...], int]:
+def _plan(slices: Sequence[Slice], device: torch.device) -> tuple[tuple[PartCall, ...], tuple[Single, ...], int]:
     """Turn views into attention calls; a past part that several sessions share is read once for all (cascade)."""
     calls: list[PartCall] = []
+    singles: list[Single] = []
     shared: defaultdict[tuple[int, int, int, int], list[tuple[Slice, Span]]] = defaultdict(list)
     n_slots = 1
     for item in slices:
@@ -122,7 +132,10 @@ def _plan(slices: Sequence[Slice], device: torch.device) -> tuple[tuple[PartCall
     for (_, start, stop, slot), group in shared.items():
         first, span = group[0]
         where: Rows = slice(first.start, first.stop)
+        if len(group) == 1 and first.stop - first.start == 1:
+            singles.append(Single(first.start, span.segment, start, stop, slot))
+            continue
         if len(group) > 1:
             where = torch.tensor([r for item, _ in group for r in range(item.start, item.stop)], device=device)
         calls.append(PartCall(where, span.segment, start, stop, causal=False, slot=slot))
-    return tuple(calls), n_slots
+    return tuple(calls), tuple(singles), n_slots

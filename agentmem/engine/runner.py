@@ -37,7 +37,14 @@ class Runner:
         return logits.float()
 
     def logits_of(self, token_ids: Sequence[int], shape: KVShape) -> Tensor:
-        """Return the logits ``[len(token_ids), vocab]`` of a text on its own, fp32, by way of a pool that is thrown away."""
+        """Return the logits ``[len(token_ids), vocab]`` of a text on its own, fp32, by way of a pool that is thrown away.
+
+        Half of it goes in as one chunk, the rest token by token, so that both ways of attending take part.
+        """
         pool = KVPool(shape, len(token_ids) * shape.row_bytes, len(token_ids))
-        work = Work(pool.match([]), token_ids, range(len(token_ids)))
-        return self.forward(build_batch(pool, [work], shape.device))
+        branch = pool.match([])
+        pool.reserve(branch, len(token_ids))
+        half = len(token_ids) // 2
+        chunks = [token_ids[:half], *([token_id] for token_id in token_ids[half:])]
+        steps = [Work(branch, chunk, range(len(chunk))) for chunk in chunks if chunk]
+        return torch.cat([self.forward(build_batch(pool, [work], shape.device)) for work in steps])

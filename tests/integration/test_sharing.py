@@ -58,7 +58,7 @@ async def test_a_fork_copies_no_k_and_no_v(shared: Server, n_tokens: int) -> Non
         computing = time.monotonic() - began
         before = await client.stats()
         began = time.monotonic()
-        fork = await session.fork()
+        fork = await session.fork(at_turn=1)
         forking = time.monotonic() - began
         after = await client.stats()
         info = await fork.info()

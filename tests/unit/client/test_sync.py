@@ -99,8 +99,12 @@ def test_an_interrupt_cancels_what_runs() -> None:
             raise
 
     loop = LoopThread()
-    with pytest.raises(KeyboardInterrupt):
-        loop.run(wait())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(wait())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert cancelled.wait(10)
     loop.close(asyncio.sleep(0))
 
