@@ -8,7 +8,9 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
 import torch
@@ -41,6 +43,7 @@ from agentmem.stores.state import StateLock, read_secret
 from agentmem.telemetry import Metrics, setup_logging
 from agentmem_workers.local import LocalExecutor
 
+T = TypeVar("T")
 FORMAT_VERSION = 1
 SECRET_BYTES = 32
 KV_SHARE = 0.5  # of the memory that is free once the model is loaded, when memory.kv_bytes is auto
@@ -72,11 +75,22 @@ class Core:
 def load_handle(settings: Settings, progress: Callable[[str, float], None] | None = None) -> ModelHandle:
     """Load the model that ``settings`` name. Errors as ``load_model``."""
     model = settings.model
-    return load_model(model.id, dtype=model.dtype, device=model.device, cache_dir=model.cache_dir, threads=model.threads, progress=progress)
+    return _aside(
+        lambda: load_model(
+            model.id, dtype=model.dtype, device=model.device, cache_dir=model.cache_dir, threads=model.threads, progress=progress
+        )
+    )
+
+
+def _aside(function: Callable[[], T]) -> T:
+    """Run ``function`` on a thread that ends with it, so that torch's own threads end too and only the engine has some."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()
 
 
 def build_core(settings: Settings, model: ModelHandle) -> Core:
     """Wire a replica around a loaded model and start its engine. Call on the event loop that will use it."""
+    threads = settings.model.threads or torch.get_num_threads()
     shape = KVShape(model.layers, model.kv_heads, model.head_dim, model.dtype, model.device)
     dtype = str(model.dtype).removeprefix("torch.")
     state = settings.storage.state_dir
@@ -98,10 +112,10 @@ def build_core(settings: Settings, model: ModelHandle) -> Core:
     memory = settings.memory
     archive = Archive(files, ledger, header=header, host_bytes=int(memory.host_bytes), disk_bytes=int(settings.storage.disk_bytes))
     runner = Runner(model.model)
-    verify_seam(model.model, lambda token_ids: runner.logits_of(token_ids, shape))
+    _aside(lambda: verify_seam(model.model, lambda token_ids: runner.logits_of(token_ids, shape)))
     pool = KVPool(shape, kv_budget(settings, model.device), memory.block_tokens)
     limits = Limits(memory.max_running, memory.max_queue, memory.max_batch_tokens, max(memory.max_batch_tokens, 2048))
-    engine = Engine(runner, pool, Restorer(archive, memory.block_tokens), limits)
+    engine = Engine(runner, pool, Restorer(archive, memory.block_tokens), limits, threads)
     executor = LocalExecutor()
     identity = ModelIdentity(model.name, model.fingerprint, model.parts.tokenizer, dtype)
     table = SessionTable(ledger, engine, identity, secret, memory.block_tokens)

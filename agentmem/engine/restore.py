@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from agentmem.memory.segment import Segment
@@ -40,7 +42,7 @@ class Restorer:
     def __init__(self, archive: Archive, block_tokens: int, threads: int = 2) -> None:
         self.archive = archive
         self.block_tokens = block_tokens
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="restore")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="restore", initializer=partial(torch.set_num_threads, 1))
 
     def start(
         self, names: Sequence[BlockHash], segment: Segment, row: int, wanted: Callable[[], bool], done: Callable[[Restored], None]

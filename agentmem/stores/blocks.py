@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from agentmem import faults
@@ -64,7 +66,7 @@ class BlockFiles:
         self._make_directories(blocks)
         temps: list[tuple[Path, Path]] = []  # appended to by the writers as soon as a file exists
         try:
-            with ThreadPoolExecutor(_WRITERS) as pool:
+            with ThreadPoolExecutor(_WRITERS, initializer=partial(torch.set_num_threads, 1)) as pool:
                 for done in [pool.submit(self._write_temp, block, temps) for block in missing]:
                     done.result()
             for temp, target in temps:
