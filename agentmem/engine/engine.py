@@ -64,6 +64,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._threads = threads
+        self._ready = threading.Event()
         self._stopping = False
         self._gate = threading.Lock()  # between the last look into the inbox and what is put there
         self._ended = False
@@ -71,8 +72,9 @@ class Engine:
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the engine thread."""
+        """Start the engine thread; returns when it has its threads, so that others may set theirs."""
         self._thread.start()
+        self._ready.wait()
 
     def stop(self) -> None:
         """Cancel what runs, end the thread and the loader's threads. Blocks until they are gone."""
@@ -139,6 +141,8 @@ class Engine:
     def _loop(self) -> None:
         if self._threads:
             torch.set_num_threads(self._threads)
+        torch.get_num_threads()  # binds the number to this thread; later calls of set_num_threads elsewhere leave it alone
+        self._ready.set()
         busy = False
         while not (self._stopping and not self.scheduler.active):
             try:

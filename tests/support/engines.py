@@ -116,11 +116,11 @@ def pool_for(model: PreTrainedModel, rows: int, block_tokens: int = BLOCK) -> KV
 
 @asynccontextmanager
 async def running(
-    runner: Runner, *, rows: int = 2000, limits: Limits | None = None, archive: FakeArchive | None = None
+    runner: Runner, *, rows: int = 2000, limits: Limits | None = None, archive: FakeArchive | None = None, threads: int = 0
 ) -> AsyncIterator[Engine]:
     """Start an engine over ``runner`` and stop it at the end, whatever happened; its books must add up then."""
     pool = pool_for(runner.model, rows)
-    engine = Engine(runner, pool, Restorer(archive or FakeArchive(), BLOCK), limits or Limits(8, 16, 32, 64))
+    engine = Engine(runner, pool, Restorer(archive or FakeArchive(), BLOCK), limits or Limits(8, 16, 32, 64), threads)
     engine.start()
     try:
         yield engine

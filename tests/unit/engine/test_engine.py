@@ -600,3 +600,10 @@ async def test_stats_count(engine: Engine) -> None:
     assert (8, 30 + 6, 8) == (stats.steps, stats.prefill_tokens, stats.decode_tokens)
     assert (36, 24, 0) == (stats.computed, stats.reused[Tier.DEVICE], stats.failed_steps)
     assert stats.step_seconds > 0
+
+
+async def test_the_engine_keeps_its_threads(runner: WatchedRunner) -> None:
+    """What other threads set for themselves, even before its first step, does not reach the engine's."""
+    async with running(runner, threads=2) as engine:
+        await asyncio.to_thread(torch.set_num_threads, 1)
+        assert 2 == await engine.call(torch.get_num_threads)
