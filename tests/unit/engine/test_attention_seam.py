@@ -111,3 +111,15 @@ def test_bf16_stays_bf16() -> None:
     assert 2 == step.n_slots
     assert torch.bfloat16 == out.dtype
     torch.testing.assert_close(out[0].transpose(0, 1).float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_without_a_kernel_single_queries_go_through_the_backend(pool: KVPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numba is missing, decoding attends with torch's kernel and comes to the same."""
+    branch = pool.match([])
+    call(build_batch(pool, [Work(branch, [1, 2, 3])], CPU))
+    step = build_batch(pool, [Work(branch, [4])], CPU)
+    compiled = call(step, seed=1)
+    monkeypatch.setattr(attention_seam, "is_available", lambda _device: False)
+
+    assert 1 == len(step.singles)
+    torch.testing.assert_close(call(step, seed=1), compiled, atol=1e-5, rtol=1e-5)
