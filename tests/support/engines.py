@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from agentmem.stores.records import BlockUnavailable, LoadedBlock
 from agentmem.types import BlockHash, Fingerprint, MissReason, RequestId, SamplingParams, TenantId, Tier
 
 BLOCK = 8
+PROMPT = list(range(10, 40))
+LONG = [(7 * i) % 120 + 3 for i in range(100)]
 MAX_LENGTH = 256
 PATIENCE = 20.0  # seconds after which a test that waits for another thread gives up
 
@@ -203,3 +207,24 @@ class Oracle:
         if key not in self._known:
             self._known[key] = greedy(self.model, tokens, n)
         return self._known[key]
+
+
+async def done(engine: Engine, asked: EngineRequest) -> Run:
+    """Submit a request and return its run once it has ended."""
+    return await finished(await engine.submit(asked))
+
+
+async def archived(engine: Engine, archive: FakeArchive, tokens: list[int] = LONG) -> Run:
+    """Compute ``tokens``, keep their blocks in the archive and take them from the device."""
+    run = await done(engine, request(tokens, n=None))
+    await engine.call(archive.save, engine.pool, run.branch, run.chain)
+    await engine.call(engine.pool.spill_idle)
+    return run
+
+
+async def expire(engine: Engine, run: Run) -> None:
+    """Move the deadline of ``run`` to now and let the engine notice."""
+    run.request = replace(run.request, deadline=time.monotonic())
+    async with asyncio.timeout(PATIENCE):
+        while run.cancel_reason is None:
+            await engine.call(lambda: None)

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 import torch
 from support.engines import (
-    BLOCK,
-    PATIENCE,
+    LONG,
+    PROMPT,
     FakeArchive,
     Oracle,
     WatchedRunner,
     acquire,
+    archived,
+    done,
+    expire,
     finished,
     ids,
     request,
@@ -27,10 +28,7 @@ from agentmem.engine.run import EngineRequest, Run, RunState
 from agentmem.engine.scheduler import Limits
 from agentmem.errors import ContextTooLong, Draining, InternalError, Overloaded
 from agentmem.memory.pool import PoolFull
-from agentmem.types import FinishReason, MissReason, Tier
-
-PROMPT = list(range(10, 40))
-LONG = [(7 * i) % 120 + 3 for i in range(100)]
+from agentmem.types import FinishReason, Tier
 
 
 class Words:
@@ -46,24 +44,6 @@ class Words:
 
     def finish(self) -> str:
         return "held"
-
-
-@pytest.fixture
-async def engine(runner: WatchedRunner) -> AsyncIterator[Engine]:
-    async with running(runner) as made:
-        yield made
-
-
-async def expire(engine: Engine, run: Run) -> None:
-    """Move the deadline of ``run`` to now and let the engine notice."""
-    run.request = replace(run.request, deadline=time.monotonic())
-    async with asyncio.timeout(PATIENCE):
-        while run.cancel_reason is None:
-            await engine.call(lambda: None)
-
-
-async def done(engine: Engine, asked: EngineRequest) -> Run:
-    return await finished(await engine.submit(asked))
 
 
 # -- replies ----------------------------------------------------------------------------------------------------------
@@ -207,118 +187,6 @@ async def test_no_more_run_than_allowed(runner: WatchedRunner) -> None:
         assert 2 == max(map(len, runner.sizes))
 
 
-# -- cancellation and deadlines ---------------------------------------------------------------------------------------
-
-
-async def test_cancelled_within_one_step(engine: Engine, runner: WatchedRunner, oracle: Oracle) -> None:
-    """A running reply ends before its next step and keeps what it has; the session can go on from there."""
-    runner.hold()
-    run = await engine.submit(request(PROMPT, n=50))
-    runner.allow(3)
-    await until(run, lambda run: len(run.outputs) == 3)
-    await acquire(runner.started)  # the first of four
-    for _ in range(3):
-        await acquire(runner.started)
-    engine.cancel(run)  # the fourth step is under way
-    runner.let_go()
-    await finished(run)
-
-    assert FinishReason.CANCELLED is run.finish_reason
-    assert oracle(PROMPT, 4) == ids(run)
-    rest = await done(engine, request(run.chain.tokens, n=4, branch=run.branch))
-    assert oracle(PROMPT, 8)[4:] == ids(rest)
-    assert len(run.chain) - 1 == rest.reused[Tier.DEVICE]
-
-
-async def test_a_deadline_ends_a_running_reply(engine: Engine, runner: WatchedRunner) -> None:
-    """A deadline that passes during a step ends the reply after it, with what it has."""
-    runner.hold()
-    run = await engine.submit(request(PROMPT, n=50))
-    await acquire(runner.started)
-    run.request = replace(run.request, deadline=time.monotonic())
-    runner.let_go()
-    await finished(run)
-
-    assert (FinishReason.DEADLINE, 1) == (run.finish_reason, len(run.outputs))
-
-
-async def test_cancelled_and_late_in_the_queue(runner: WatchedRunner) -> None:
-    """Waiting runs end without a step of their own, and the run that held them up is not disturbed."""
-    async with running(runner, limits=Limits(max_running=1)) as engine:
-        runner.hold()
-        first = await engine.submit(request(PROMPT, n=3))
-        await acquire(runner.started)
-        waiting = [
-            asyncio.ensure_future(engine.submit(request(LONG, n=3))),
-            asyncio.ensure_future(engine.submit(request(LONG, n=3, deadline=time.monotonic()))),
-        ]
-        await asyncio.sleep(0)  # both are in the inbox
-        runner.allow()
-        cancelled, late = await asyncio.gather(*waiting)
-        engine.cancel(cancelled)
-        runner.let_go()
-        for run in (cancelled, late, first):
-            await finished(run)
-
-        assert [FinishReason.CANCELLED, FinishReason.DEADLINE] == [cancelled.finish_reason, late.finish_reason]
-        assert [0, 0, 3] == [len(run.outputs) for run in (cancelled, late, first)]
-        assert [0, 0] == [cancelled.num_steps, late.num_steps]
-
-
-async def test_a_deadline_passes_while_nothing_runs(runner: WatchedRunner) -> None:
-    """A run that lacks memory and is alone in the queue ends at its deadline by the engine's own clock."""
-    async with running(runner, rows=100) as engine:
-        branch = await engine.call(engine.pool.match, [])
-        await engine.call(engine.pool.reserve, branch, 90)
-        run = await done(engine, request(PROMPT, n=3, deadline=time.monotonic() + 0.05))
-
-        assert (FinishReason.DEADLINE, 0) == (run.finish_reason, run.num_steps)
-        await engine.call(engine.pool.release, branch)
-
-
-@pytest.mark.parametrize("reason", [FinishReason.CANCELLED, FinishReason.DEADLINE])
-async def test_ended_while_restoring(runner: WatchedRunner, oracle: Oracle, reason: FinishReason) -> None:
-    """No further block is loaded; what was loaded stays with the session, whose next reply is right."""
-    archive = FakeArchive()
-    async with running(runner, archive=archive) as engine:
-        await archived(engine, archive)
-        archive.gate.clear()
-        run = await engine.submit(request(LONG, n=5))
-        assert await asyncio.to_thread(archive.loading.wait, 10)
-        assert RunState.RESTORING is run.state
-        if reason is FinishReason.CANCELLED:
-            engine.cancel(run)
-        else:
-            await expire(engine, run)
-        await engine.call(engine.pool.check_integrity)
-        archive.gate.set()
-        await finished(run)
-
-        assert (reason, [], 1) == (run.finish_reason, run.outputs, len(archive.loads))
-        assert run.branch is not None
-        assert BLOCK == run.branch.length
-        assert oracle(LONG, 5) == ids(await done(engine, request(LONG, n=5, branch=run.branch)))
-
-
-async def test_a_cancelled_submit_leaves_nothing_running(engine: Engine, runner: WatchedRunner) -> None:
-    """A caller that goes away while its request is being accepted leaves no orphan that runs to its end."""
-    runner.hold()
-    first = await engine.submit(request(PROMPT, n=2))
-    await acquire(runner.started)
-    task = asyncio.ensure_future(engine.submit(request(LONG, n=200)))
-    await asyncio.sleep(0)
-    task.cancel()
-    runner.let_go()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await finished(first)
-    async with asyncio.timeout(PATIENCE):
-        while await engine.call(lambda: engine.scheduler.active or engine.scheduler.num_waiting):
-            pass
-
-    assert len(runner.sizes) < 50
-
-
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -383,136 +251,6 @@ async def test_call_hands_back_what_the_function_raises(engine: Engine) -> None:
     with pytest.raises(ZeroDivisionError):
         await engine.call(lambda: 1 / 0)
     assert 0 == engine.stats.failed_steps
-
-
-# -- archive ----------------------------------------------------------------------------------------------------------
-
-
-async def archived(engine: Engine, archive: FakeArchive, tokens: list[int] = LONG) -> Run:
-    """Compute ``tokens``, keep their blocks in the archive and take them from the device."""
-    run = await done(engine, request(tokens, n=None))
-    await engine.call(archive.save, engine.pool, run.branch, run.chain)
-    await engine.call(engine.pool.spill_idle)
-    return run
-
-
-async def test_spilled_blocks_come_back(runner: WatchedRunner, oracle: Oracle) -> None:
-    """After a spill the full blocks are read from the archive, the rest is computed, and the tokens are the same."""
-    archive = FakeArchive()
-    async with running(runner, archive=archive) as engine:
-        await archived(engine, archive)
-        computed = runner.num_tokens
-        run = await done(engine, request(LONG, n=6, computed_before=len(LONG)))
-        report = run.reuse_report()
-
-        assert oracle(LONG, 6) == ids(run)
-        assert (0, 96, 4) == (report.device, report.disk, report.computed)
-        assert (MissReason.PARTIAL_BLOCK, "4 tokens after the last full block") == (report.reason, report.detail)
-        assert 4 + 5 == runner.num_tokens - computed
-        assert 96 == engine.stats.reused[Tier.DISK]
-        again = await done(engine, request(LONG, n=6))
-        assert 96 == again.reused[Tier.DEVICE]  # what was restored is findable
-
-
-@pytest.mark.parametrize("bad", [0, 1, 5, 11])
-@pytest.mark.parametrize("error", [None, OSError("bad sector")])
-async def test_a_restore_stops_at_the_first_bad_block(runner: WatchedRunner, oracle: Oracle, bad: int, error: Exception | None) -> None:
-    """Blocks before it are used, it and all after it are computed, the report says why, and the tokens are right.
-
-    The budget is tight, so that the memory reserved for the reply must survive the failure.
-    """
-    archive = FakeArchive()
-    async with running(runner, archive=archive, rows=len(LONG) + 10) as engine:
-        old = await archived(engine, archive)
-        if error is None:
-            del archive.blocks[old.chain.hashes[bad]]
-        else:
-            archive.errors[old.chain.hashes[bad]] = error
-        run = await done(engine, request(LONG, n=10, computed_before=len(LONG)))
-        report = run.reuse_report()
-
-        assert oracle(LONG, 10) == ids(run)
-        assert (bad * BLOCK, len(LONG) - bad * BLOCK) == (report.disk, report.computed)
-        if error is not None:
-            assert (MissReason.CORRUPT, "OSError: bad sector") == (report.reason, report.detail)
-        else:
-            assert MissReason.EVICTED is report.reason
-
-
-async def test_a_prefill_only_run_can_be_restored_whole(runner: WatchedRunner) -> None:
-    """When the archive holds every block of it, nothing is computed and the run ends."""
-    archive = FakeArchive()
-    async with running(runner, archive=archive) as engine:
-        await archived(engine, archive, LONG[:96])
-        steps = len(runner.sizes)
-        run = await done(engine, request(LONG[:96], n=None))
-
-        assert (FinishReason.STOP, 96, steps) == (run.finish_reason, run.reused[Tier.DISK], len(runner.sizes))
-
-
-async def test_others_run_while_one_restores(runner: WatchedRunner, oracle: Oracle) -> None:
-    """A slow disk holds up the session that needs it and nobody else."""
-    archive = FakeArchive()
-    async with running(runner, archive=archive) as engine:
-        await archived(engine, archive)
-        archive.gate.clear()
-        slow = await engine.submit(request(LONG, n=4))
-        quick = await done(engine, request(PROMPT, n=4))
-        assert RunState.RESTORING is slow.state
-        archive.gate.set()
-        await finished(slow)
-
-        assert [oracle(PROMPT, 4), oracle(LONG, 4)] == [ids(quick), ids(slow)]
-
-
-async def test_reasons_for_computing(runner: WatchedRunner) -> None:
-    """The report tells new text, a spilled session without an archive, and what the session itself knows better."""
-    async with running(runner) as engine:
-        new = await done(engine, request(LONG, n=2))
-        await engine.call(engine.pool.spill_idle)
-        evicted = await done(engine, request(LONG, n=2, computed_before=len(LONG)))
-        hinted = await done(engine, request([*LONG[:50], 5], n=2, computed_before=9, hint=(MissReason.HISTORY_CHANGED, "message 7")))
-        nothing = await done(engine, request([*LONG, 5, 6], n=2, computed_before=96))
-        reports = [run.reuse_report() for run in (new, evicted, hinted, nothing)]
-
-    assert [
-        (MissReason.NEW, ""),
-        (MissReason.EVICTED, "from token 0 on"),
-        (MissReason.HISTORY_CHANGED, "message 7"),
-        (MissReason.NONE, ""),
-    ] == [(report.reason, report.detail) for report in reports]
-    assert all(run.explained for run in (new, evicted, hinted, nothing))
-
-
-# -- sharing ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_prefix_is_computed_once(runner: WatchedRunner, oracle: Oracle) -> None:
-    """Sessions that send the same long prompt at once compute its full blocks once, and each answers right."""
-    async with running(runner, limits=Limits(8, 16, 16, 16)) as engine:
-        prompts = [[*LONG[:96], 3 + i, 4, 5] for i in range(4)]
-        runner.hold()
-        runs = [await engine.submit(request(prompt, n=4)) for prompt in prompts[:1]]
-        await acquire(runner.started)
-        others = [asyncio.ensure_future(engine.submit(request(prompt, n=4))) for prompt in prompts[1:]]
-        await asyncio.sleep(0)
-        runner.let_go()
-        runs += await asyncio.gather(*others)
-        for run in runs:
-            await finished(run)
-
-        assert [oracle(prompt, 4) for prompt in prompts] == [ids(run) for run in runs]
-        assert 96 + 4 * 3 + 4 * 3 == runner.num_tokens
-        assert [0, 96, 96, 96] == [run.reused[Tier.DEVICE] for run in runs]
-
-
-async def test_tenants_share_nothing(runner: WatchedRunner) -> None:
-    """The same prompt of two tenants is computed twice."""
-    async with running(runner) as engine:
-        await done(engine, request(LONG, n=1, tenant="a"))
-        other = await done(engine, request(LONG, n=1, tenant="b"))
-
-        assert (0, 200) == (other.reused[Tier.DEVICE], runner.num_tokens)
 
 
 # -- the thread -------------------------------------------------------------------------------------------------------
