@@ -85,7 +85,7 @@ class _StatsCollector(Collector):
             value = getattr(stats, field.name)
             if isinstance(value, str):
                 continue
-            counts = field.name.startswith("tokens_")
+            counts = field.name.startswith("tokens_") or field.name in ("spills", "steps_failed")
             family = CounterMetricFamily if counts else GaugeMetricFamily
             yield family(f"agentmem_{field.name}", f"{field.name} as GetStats reports it.", value=float(value))
 

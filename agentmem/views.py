@@ -136,6 +136,8 @@ class ServerStats:
     tokens_from_device: int = 0
     tokens_from_host: int = 0
     tokens_from_disk: int = 0
+    spills: int = 0  # idle branches that gave their memory to one that runs
+    steps_failed: int = 0
     draining: bool = False
 
 

@@ -40,7 +40,6 @@ class EngineStats:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     failed_steps: int = 0
-    step_seconds: float = 0.0
     computed: int = 0  # tokens of prompts that had to be computed
     reused: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
 
@@ -250,7 +249,6 @@ class Engine:
         run.wake_threadsafe()
 
     def _step(self, step: Sequence[tuple[Run, Work]]) -> None:
-        began = time.monotonic()
         runs = [run for run, _ in step]
         try:
             batch = build_batch(self.pool, [work for _, work in step], self.pool.shape.device)
@@ -271,12 +269,11 @@ class Engine:
             self._finish(run, reason)
         for run in runs:
             run.wake_threadsafe()
-        self._count(step, time.monotonic() - began)
+        self._count(step)
 
-    def _count(self, step: Sequence[tuple[Run, Work]], seconds: float) -> None:
+    def _count(self, step: Sequence[tuple[Run, Work]]) -> None:
         decoded = sum(len(work.logits) for _, work in step)
         self.stats.steps += 1
-        self.stats.step_seconds += seconds
         self.stats.decode_tokens += decoded
         self.stats.prefill_tokens += sum(len(work.token_ids) for _, work in step if len(work.token_ids) > 1)
 

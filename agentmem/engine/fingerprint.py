@@ -45,7 +45,7 @@ VOLATILE_CONFIG_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FingerprintParts:
-    """The five hashes (hex, dtype as its name) behind a fingerprint, kept apart so that a mismatch can be explained."""
+    """The five hashes (hex, dtype as its name) behind a fingerprint, kept apart because each means something of its own."""
 
     config: str
     weights: str
@@ -57,10 +57,6 @@ class FingerprintParts:
         """Return the model's identity, ``model.template``: 40 hex digits for what K and V depend on, 16 for the chat template."""
         *model, template = astuple(self)
         return Fingerprint(f"{hash_json(model)[:40]}.{template[:16]}")
-
-    def differences(self, other: FingerprintParts) -> tuple[str, ...]:
-        """Return the names of the parts in which ``other`` differs, in the order of the fields."""
-        return tuple(name for name in self.__slots__ if getattr(self, name) != getattr(other, name))
 
 
 def hash_json(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from torch import Tensor
 from agentmem.memory.segment import Segment
 from agentmem.stores.records import BlockUnavailable, LoadedBlock
 from agentmem.types import BlockHash, MissReason, Tier
+
+log = logging.getLogger(__name__)
 
 
 class Archive(Protocol):
@@ -69,7 +72,8 @@ class Restorer:
                 result.tokens[block.tier] = result.tokens.get(block.tier, 0) + self.block_tokens
         except BlockUnavailable as error:
             result.reason, result.detail = error.reason, error.detail
-        except Exception as error:  # noqa: BLE001 - whatever broke, the tokens can be computed; the report says what it was
+        except Exception as error:  # whatever broke, the tokens can be computed; the report says what it was
+            log.exception("a block could not be restored")
             result.reason, result.detail = MissReason.CORRUPT, f"{type(error).__name__}: {error}"
         done(result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Single:
     slot: int
 
 
+@functools.cache
 def is_available(device: torch.device) -> bool:
     """Return whether single queries have a kernel of their own: on the CPU, where numba is installed."""
     return device.type == "cpu" and importlib.util.find_spec("numba") is not None
@@ -50,7 +52,8 @@ class DecodePlan:
         self._row = np.array([s.row for s, _ in pieces], np.int64)
         self._slot = np.array([s.slot for s, _ in pieces], np.int64)
         self._head = np.array([head * group for _, head in pieces], np.int64)
-        self._query = self._row * heads + self._head
+        self._rows = torch.tensor([single.row for single in singles])
+        self._query = np.repeat(np.arange(len(singles)), kv_heads) * heads + self._head
         self._out = np.empty((len(pieces), group, self._dim), np.float32)
         self._top = np.empty((len(pieces), group), np.float32)
         self._total = np.empty((len(pieces), group), np.float32)
@@ -64,7 +67,7 @@ class DecodePlan:
         from agentmem.memory.decode_kernel import piece_kernel, place_pieces  # noqa: PLC0415 - numba is heavy, and optional
 
         kernel = piece_kernel(self._dtype, self._dim, self._out.shape[1])
-        q: NDArray[np.float32] = (query.transpose(0, 1).float() * scale).reshape(-1, self._dim).numpy()
+        q: NDArray[np.float32] = (query.transpose(0, 1)[self._rows].float() * scale).reshape(-1, self._dim).numpy()
         k = (self._k + layer * self._layer_bytes).view(np.uint64)
         v = (self._v + layer * self._layer_bytes).view(np.uint64)
         kernel(k, v, self._n_rows, self._query, q, self._out, self._top, self._total)

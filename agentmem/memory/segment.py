@@ -116,11 +116,6 @@ class Span:
     start: int
     stop: int
 
-    @property
-    def first_position(self) -> int:
-        """Position of the first token in the span."""
-        return self.segment.base + self.start
-
 
 def spans_of(segment: Segment | None, length: int) -> list[Span]:
     """Return the parts of the first ``length`` tokens on the path that ends in ``segment``, in order of position."""

@@ -57,6 +57,8 @@ def stats(table: SessionTable, engine: Engine, *, draining: bool) -> ServerStats
         tokens_from_device=engine.stats.reused[Tier.DEVICE],
         tokens_from_host=engine.stats.reused[Tier.HOST],
         tokens_from_disk=engine.stats.reused[Tier.DISK],
+        spills=engine.pool.num_spilled,
+        steps_failed=engine.stats.failed_steps,
         draining=draining,
     )
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from agentmem.engine.engine import Engine
-from agentmem.errors import InvalidInput, NotImplementedYet, StorageFailed
+from agentmem.errors import ContextTooLong, InvalidInput, NotImplementedYet, StorageFailed
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.generation import Asked, Generator
@@ -70,7 +70,7 @@ class SessionManager:
     # -- create, read, update, delete ---------------------------------------------------------------------------------
 
     async def create(self, tenant: TenantId, spec: SessionSpec) -> SessionInfo:
-        """Create a session; its system prompt and tools become turn 0. Raises AlreadyExists, InvalidInput."""
+        """Create a session; its system prompt and tools become turn 0. Raises AlreadyExists, ContextTooLong, InvalidInput."""
         _check_policy(spec.policy)
         if spec.format is SessionFormat.RAW and (spec.system or spec.tools):
             raise InvalidInput("a RAW session has no system prompt and no tools: they are rendered by the chat template")
@@ -78,7 +78,8 @@ class SessionManager:
         if spec.format is SessionFormat.CHAT:
             prelude = await asyncio.to_thread(self.generator.chat.prelude, spec.system, spec.tools)
         if len(prelude) >= self.generator.limits.max_context:
-            raise InvalidInput(f"system prompt and tools are {len(prelude)} tokens; the limit is {self.generator.limits.max_context}")
+            limit = self.generator.limits.max_context
+            raise ContextTooLong(f"system prompt and tools are {len(prelude)} tokens, which leaves no room within the limit of {limit}")
         now = time.time()
         record = SessionRecord(
             id=SessionId(spec.session_id or f"s-{secrets.token_hex(8)}"),

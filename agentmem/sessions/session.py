@@ -42,7 +42,6 @@ class Session:
         self.replies: OrderedDict[RequestId, Reply] = OrderedDict()
         self.writer: str | None = None
         self.closed = False
-        self.last_used = time.monotonic()
         self._watchers: set[asyncio.Queue[SessionChange]] = set()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -124,12 +123,10 @@ class Session:
         if self.writer is not None:
             raise SessionBusy(f"session {self.record.id!r} is busy: {self.writer} is writing; one writer at a time", retry_after=0.5)
         self.writer = what
-        self.last_used = time.monotonic()
 
     def unclaim(self) -> None:
         """Let the next writer in."""
         self.writer = None
-        self.last_used = time.monotonic()
 
     def put_turn(self, turn: Turn) -> None:
         """Replace the turn of that index or add it at the end; the chain already holds its tokens."""

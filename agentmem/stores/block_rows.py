@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from agentmem.stores.records import BlockRow
 from agentmem.stores.rows import block_record
-from agentmem.types import BlockHash, TenantId
+from agentmem.types import BlockHash
 
 # Read along blocks_by_use, so the first victims cost the same however many blocks there are.
 _IN_EVICTION_ORDER = """
@@ -63,12 +63,6 @@ def get(connection: sqlite3.Connection, block_hash: BlockHash) -> BlockRow | Non
     """Return the block's row, None without one."""
     row = connection.execute("SELECT * FROM blocks WHERE hash = ?", (block_hash,)).fetchone()
     return None if row is None else block_record(row)
-
-
-def usage(connection: sqlite3.Connection, tenant: TenantId | None) -> int:
-    """Return the bytes of the tenant's blocks, or of all."""
-    query = "SELECT coalesce(sum(n_bytes), 0) FROM blocks WHERE :tenant IS NULL OR tenant = :tenant"
-    return int(connection.execute(query, {"tenant": tenant}).fetchone()[0])
 
 
 def victims(connection: sqlite3.Connection, limit: int, exclude: Collection[BlockHash]) -> list[BlockHash]:

@@ -52,10 +52,6 @@ class BlockFiles:
         """Return whether the block has a file, sound or not."""
         return self.path(block_hash).is_file()
 
-    def write(self, block_hash: BlockHash, header: BlockHeader, k: Tensor, v: Tensor) -> int:
-        """Write one block durably and return the file's bytes. ``k``, ``v``: ``[layers, kv_heads, tokens, head_dim]``."""
-        return self.write_all([BlockFile(block_hash, header, k, v)])[0]
-
     def write_all(self, blocks: Sequence[BlockFile]) -> list[int]:
         """Write blocks durably and return the bytes of each file, in order. A sound file that exists is kept.
 

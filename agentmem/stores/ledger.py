@@ -14,7 +14,7 @@ from agentmem.stores.database import Database
 from agentmem.stores.integrity import problems
 from agentmem.stores.records import BlockRow, LedgerStats, Page, SessionSize
 from agentmem.stores.rows import session_record, turn_record, turn_row
-from agentmem.types import BlockHash, RequestId, SessionId, SessionRecord, TenantId, Turn
+from agentmem.types import BlockHash, SessionId, SessionRecord, TenantId, Turn
 
 _PUT_TURN = """
 INSERT INTO turns (session, turn, messages, token_ids, state, reply_start, finish_reason, fidelity, request_id, input_digest,
@@ -177,14 +177,6 @@ class Ledger:
             connection.execute(_TOUCH, {"key": key, "now": self._clock(), "epoch": epoch})
             return block_rows.drop_unreferenced(connection, hashes)
 
-    def find_request(self, tenant: TenantId, session_id: SessionId, request_id: RequestId) -> Turn | None:
-        """Return the last turn that ``request_id`` made in this session, or None."""
-        query = "SELECT * FROM turns WHERE session = ? AND request_id = ? ORDER BY turn DESC LIMIT 1"
-        with self._db.read() as connection:
-            key = session_rows.find(connection, tenant, session_id)["key"]
-            row = connection.execute(query, (key, request_id)).fetchone()
-        return None if row is None else turn_record(row)
-
     # Blocks
 
     def block_row(self, block_hash: BlockHash) -> BlockRow | None:
@@ -226,11 +218,6 @@ class Ledger:
                 for session_id in session_ids
                 if (row := connection.execute(_SIZE, (tenant, session_id)).fetchone())["turns"]
             }
-
-    def block_usage(self, tenant: TenantId | None = None) -> int:
-        """Return the bytes of all block rows, or of one tenant's."""
-        with self._db.read() as connection:
-            return block_rows.usage(connection, tenant)
 
     def lru_blocks(self, limit: int, exclude: Collection[BlockHash]) -> list[BlockHash]:
         """Return up to ``limit`` blocks, first to evict first: pinned sessions' last, longest unused first, deepest first."""

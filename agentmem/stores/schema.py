@@ -37,7 +37,6 @@ CREATE TABLE turns (
     created_at REAL NOT NULL,
     PRIMARY KEY (session, turn)
 ) STRICT;
-CREATE INDEX turns_by_request ON turns (session, request_id) WHERE request_id IS NOT NULL;
 
 CREATE TABLE blocks (
     hash BLOB PRIMARY KEY, parent BLOB, tenant TEXT NOT NULL, n_bytes INTEGER NOT NULL, position INTEGER NOT NULL,

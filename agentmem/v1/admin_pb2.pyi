@@ -12,7 +12,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("version", "model", "fingerprint", "uptime_seconds", "sessions", "sessions_live", "running", "waiting", "kv_bytes_used", "kv_bytes_budget", "blocks", "block_bytes", "tokens_prefilled", "tokens_generated", "tokens_from_device", "tokens_from_host", "tokens_from_disk", "draining")
+    __slots__ = ("version", "model", "fingerprint", "uptime_seconds", "sessions", "sessions_live", "running", "waiting", "kv_bytes_used", "kv_bytes_budget", "blocks", "block_bytes", "tokens_prefilled", "tokens_generated", "tokens_from_device", "tokens_from_host", "tokens_from_disk", "draining", "spills", "steps_failed")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,8 @@ class GetStatsResponse(_message.Message):
     TOKENS_FROM_HOST_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FROM_DISK_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    SPILLS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FAILED_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     fingerprint: str
@@ -49,7 +51,9 @@ class GetStatsResponse(_message.Message):
     tokens_from_host: int
     tokens_from_disk: int
     draining: bool
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., sessions_live: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_budget: _Optional[int] = ..., blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tokens_prefilled: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., tokens_from_device: _Optional[int] = ..., tokens_from_host: _Optional[int] = ..., tokens_from_disk: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    spills: int
+    steps_failed: int
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., sessions_live: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_budget: _Optional[int] = ..., blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tokens_prefilled: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., tokens_from_device: _Optional[int] = ..., tokens_from_host: _Optional[int] = ..., tokens_from_disk: _Optional[int] = ..., draining: bool = ..., spills: _Optional[int] = ..., steps_failed: _Optional[int] = ...) -> None: ...
 
 class ListPrefixesRequest(_message.Message):
     __slots__ = ("limit",)

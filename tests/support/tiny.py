@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from support.families import VOCAB, llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agentmem.engine.fingerprint import FingerprintParts
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} </s>{% endfor %}"
@@ -77,3 +80,8 @@ def save_gguf(path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def differences(one: FingerprintParts, other: FingerprintParts) -> tuple[str, ...]:
+    """Return the names of the parts in which two fingerprints differ."""
+    return tuple(field.name for field in fields(one) if getattr(one, field.name) != getattr(other, field.name))

@@ -337,7 +337,6 @@ async def test_stats_count(engine: Engine) -> None:
 
     assert (8, 30 + 6, 8) == (stats.steps, stats.prefill_tokens, stats.decode_tokens)
     assert (36, 24, 0) == (stats.computed, stats.reused[Tier.DEVICE], stats.failed_steps)
-    assert stats.step_seconds > 0
 
 
 async def test_the_engine_keeps_its_threads(runner: WatchedRunner) -> None:

@@ -20,18 +20,16 @@ JSON = st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.list
 
 @pytest.mark.parametrize("part", ["config", "weights", "dtype", "tokenizer", "template"])
 def test_every_part_changes_the_fingerprint(part: str) -> None:
-    """A change of any one part gives another fingerprint, and the difference is named."""
+    """A change of any one part gives another fingerprint."""
     other = replace(PARTS, **{part: "other"})
 
     assert PARTS.combined() != other.combined()
-    assert (part,) == PARTS.differences(other)
 
 
 def test_equal_parts_give_equal_fingerprints() -> None:
-    """The fingerprint is a function of the parts: 64 hex digits, no difference to itself."""
+    """The fingerprint is a function of the parts: 40 hex digits for the model, 16 for the template."""
     assert PARTS.combined() == replace(PARTS).combined()
     assert [len(half) for half in PARTS.combined().split(".")] == [40, 16]
-    assert PARTS.differences(PARTS) == ()
 
 
 @given(st.dictionaries(st.text(), JSON))

@@ -57,7 +57,7 @@ def test_spans_follow_the_path() -> None:
     spans = spans_of(leaf, 13)
 
     assert [(root, 0, 6), (middle, 0, 5), (leaf, 0, 2)] == [(s.segment, s.start, s.stop) for s in spans]
-    assert [0, 6, 11] == [span.first_position for span in spans]
+    assert [0, 6, 11] == [span.segment.base + span.start for span in spans]
 
 
 def test_spans_skip_segments_beyond_the_length() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.stores import OTHER, SESSION, TENANT, digest, row, session, turn
+from support.stores import SESSION, TENANT, digest, row, session, turn
 
 from agentmem.stores import Ledger, block_rows
 from agentmem.stores.schema import connect
@@ -65,13 +65,10 @@ def test_block_that_comes_back_has_a_row_again(ledger: Ledger) -> None:
     assert 30 == ledger.session_bytes(TENANT, SessionId("one"))
 
 
-def test_usage_by_tenant(ledger: Ledger) -> None:
-    """Shared blocks count once; each tenant's bytes are its own."""
+def test_bytes_of_a_session(ledger: Ledger) -> None:
+    """Blocks that a session shares with others count in full."""
     add(ledger, "one", "a", "b")
     add(ledger, "two", "a", "c")
-    ledger.create_session(session(tenant=OTHER), [])
-    ledger.put_turn(OTHER, SESSION, 1, turn(0), [row("d", tenant=OTHER)])
-    assert [40, 30, 10] == [ledger.block_usage(tenant) for tenant in (None, TENANT, OTHER)]
     assert 20 == ledger.session_bytes(TENANT, SessionId("two"))
 
 

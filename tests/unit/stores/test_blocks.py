@@ -55,7 +55,7 @@ def reason(files: BlockFiles, name: str) -> MissReason:
 def test_write_then_read(files: BlockFiles) -> None:
     """A block comes back as it was written, from a file named by its hash, below the first two letters."""
     block = stored("a")
-    size = files.write(block.hash, HEADER, block.k, block.v)
+    (size,) = files.write_all([BlockFile(block.hash, HEADER, block.k, block.v)])
     path = files.root / block.hash.hex()[:2] / f"{block.hash.hex()}.safetensors"
     assert path == files.path(block.hash)
     assert size == path.stat().st_size == files.bytes_used
@@ -146,7 +146,7 @@ def test_swapped_files_are_corrupt(files: BlockFiles) -> None:
 def test_block_of_another_model(files: BlockFiles) -> None:
     """A block written by another model is MODEL_CHANGED and set aside."""
     block = stored("a")
-    files.write(block.hash, replace(HEADER, fingerprint="model-2"), block.k, block.v)
+    files.write_all([BlockFile(block.hash, replace(HEADER, fingerprint="model-2"), block.k, block.v)])
     assert MissReason.MODEL_CHANGED == reason(files, "a")
     assert not files.exists(block.hash)
 
@@ -208,7 +208,7 @@ def test_wrong_tensor_leaves_no_file(files: BlockFiles) -> None:
     """A tensor that its header does not describe is refused before anything is on disk."""
     block = stored("a")
     with pytest.raises(InvalidInput, match="block k"):
-        files.write(block.hash, HEADER, block.k[:1], block.v)
+        files.write_all([BlockFile(block.hash, HEADER, block.k[:1], block.v)])
     assert set() == on_disk(files)
 
 

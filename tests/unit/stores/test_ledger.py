@@ -14,7 +14,7 @@ from agentmem import faults
 from agentmem.errors import AlreadyExists, InvalidInput, NotFound, StaleOwner, StorageFailed
 from agentmem.stores import Ledger, LedgerStats
 from agentmem.stores.records import SessionSize
-from agentmem.types import Fingerprint, RequestId, SessionId, ToolSpec
+from agentmem.types import Fingerprint, SessionId, ToolSpec
 
 NOW = 1000.0
 
@@ -86,7 +86,6 @@ def test_another_tenant_finds_nothing(ledger: Ledger) -> None:
         lambda name: ledger.put_turn(OTHER, name, 1, turn(1), []),
         lambda name: ledger.fork_session(name, session("fork", tenant=OTHER), 0),
         lambda name: ledger.truncate(OTHER, name, 1, 0),
-        lambda name: ledger.find_request(OTHER, name, RequestId("r")),
         lambda name: ledger.session_blocks(OTHER, name),
         lambda name: ledger.session_bytes(OTHER, name),
     ]
@@ -244,17 +243,6 @@ def test_truncate_to_a_turn_that_is_not_there(ledger: Ledger, to: int) -> None:
     ledger.create_session(session(), [turn(0)])
     with pytest.raises(InvalidInput, match=f"turn {to} .* has turns 0 to 0"):
         ledger.truncate(TENANT, SESSION, 1, to)
-
-
-def test_find_request(ledger: Ledger) -> None:
-    """A request id finds the last turn that it made in this session, and nothing elsewhere."""
-    made = replace(turn(1), request_id=RequestId("r1"))
-    ledger.create_session(session(), [turn(0)])
-    ledger.create_session(session("another"), [turn(0)])
-    ledger.put_turn(TENANT, SESSION, 1, made, [])
-    assert made == ledger.find_request(TENANT, SESSION, RequestId("r1"))
-    assert ledger.find_request(TENANT, SESSION, RequestId("r2")) is None
-    assert ledger.find_request(TENANT, SessionId("another"), RequestId("r1")) is None
 
 
 def test_session_sizes(ledger: Ledger) -> None:

@@ -87,7 +87,7 @@ def test_reports() -> None:
     report, result = DeleteReport(1, 2, 3, 4), AppendResult(1, 2, 3, durable=True)
     prefix, place = PrefixInfo("ab", 1, 2, 3, Tier.HOST), Placement("r", "h:1", local=True, epoch=5)
     turn = TurnInfo(Turn(1, token_ids=(1, 2)), 2, 3, 4, 5, durable=False)
-    stats = ServerStats("v", "m", "f", 0.5, *range(1, 14), draining=True)
+    stats = ServerStats("v", "m", "f", 0.5, *range(1, 16), draining=True)
     assert report == views.delete_report_from_pb(views.delete_report_to_pb(report))
     assert result == views.append_result_from_pb(views.append_result_to_pb(result))
     assert prefix == views.prefix_from_pb(views.prefix_to_pb(prefix))
