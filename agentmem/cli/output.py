@@ -10,15 +10,16 @@ from typing import Any
 
 import typer
 
-from agentmem.errors import AgentMemError
+from agentmem.errors import AgentMemError, Disconnected
 from agentmem.views import SessionInfo
 
 PIPE_COLUMNS = 240  # a pipe has no width of its own; lines stay whole for grep
 
 
 def fail(error: AgentMemError) -> None:
-    """Print ``error`` as one line on stderr."""
-    typer.echo(f"error: {' '.join(error.message.split())} ({error.reason})", err=True)
+    """Print ``error`` as one line on stderr, with what to do about a server that does not answer."""
+    hint = "; is a server running there? `agentmem serve` starts one" if isinstance(error, Disconnected) else ""
+    typer.echo(f"error: {' '.join(error.message.split())}{hint} ({error.reason})", err=True)
 
 
 def print_json(value: object) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from agentmem.cli import output
-from agentmem.errors import NotFound
+from agentmem.errors import Disconnected, NotFound
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,9 @@ def test_an_error_is_one_line_whatever_its_text(capsys: pytest.CaptureFixture[st
     """Line breaks in a message do not break the line."""
     output.fail(NotFound("no session\n  'x'"))
     assert "error: no session 'x' (NOT_FOUND)\n" == capsys.readouterr().err
+
+
+def test_a_server_that_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody who has not started a server is told how to."""
+    output.fail(Disconnected("cannot connect"))
+    assert "error: cannot connect; is a server running there? `agentmem serve` starts one (DISCONNECTED)\n" == capsys.readouterr().err
