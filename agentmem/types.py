@@ -27,6 +27,13 @@ class Fidelity(StrEnum):
     COMPACT = "compact"
 
 
+class Prefill(StrEnum):
+    """What prompt tokens attend to in a RECALL or COMPACT session: everything, or what generated tokens see (token by token)."""
+
+    EXACT = "exact"
+    VIEW = "view"
+
+
 class SessionFormat(StrEnum):
     """CHAT renders messages with the model's template; RAW takes text or token ids as they are."""
 
@@ -58,6 +65,8 @@ class MissReason(StrEnum):
     TEMPLATE_CHANGED = "template_changed"
     MODEL_CHANGED = "model_changed"
     PARTIAL_BLOCK = "partial_block"  # the tail of the history does not fill a block, so it was not archived
+    QUANTISED = "quantised"  # the archive holds it at lower precision, and the call asked for exact
+    FORGOTTEN = "forgotten"  # an earlier message was forgotten, so what came after is computed again
 
 
 class Tier(StrEnum):
@@ -178,9 +187,58 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a session's memory is kept. Compression and recall settings join here with the code that reads them."""
+    """How a session's memory is kept.
+
+    ``compressor`` chooses the share ``keep`` of sealed tokens that stays resident, per layer and KV head. ``recall`` names the method that
+    fetches up to ``recall_tokens`` archived tokens for each KV head in each step; it searches every ``stride`` steps, in all layers but the
+    first ``dense_layers``, which attend to everything; ``bits`` is the length of a key's hash code. ``objective``: least top-1 agreement of
+    a turn; below it ``keep`` and ``recall_tokens`` grow for the next turn. 0: they stay as they are.
+    """
 
     fidelity: Fidelity = Fidelity.AUTO
+    compressor: str = "keydiff"
+    keep: float = 0.1
+    recall: str = "lsh"
+    recall_tokens: int = 256
+    bits: int = 256
+    stride: int = 4
+    dense_layers: int = 0
+    prefill: Prefill = Prefill.EXACT
+    reencode: bool = True
+    objective: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Raise InvalidInput naming the field, its value and what is allowed. Names of methods are checked by their registries."""
+        _check("policy.keep", 0.0 < self.keep <= 1.0, self.keep, "above 0, up to 1 (everything stays)")
+        _check("policy.recall_tokens", 1 <= self.recall_tokens <= 65_536, self.recall_tokens, "1 to 65536; recall 'none' turns it off")
+        _check("policy.bits", self.bits % 64 == 0 and 64 <= self.bits <= 1024, self.bits, "64 to 1024, a multiple of 64")
+        _check("policy.stride", 1 <= self.stride <= 64, self.stride, "1 to 64 steps")
+        _check("policy.dense_layers", 0 <= self.dense_layers <= 1024, self.dense_layers, "0 to 1024")
+        _check("policy.objective", 0.0 <= self.objective <= 1.0, self.objective, "0 (budgets stay) to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityReport:
+    """How close a sealed turn's reply came to what the full cache would have said, from the exact re-encode (DESIGN 7).
+
+    ``tokens``: generated tokens compared; those of exact steps are equal by construction and left out. KL is KL(exact || decoded) in nats;
+    ``worst_position`` the session position of the token that was predicted worst. ``attended``: mean share of the context that a decode
+    step attended to. ``keep`` and ``recall_tokens`` are the budgets the turn ran with, ``next_*`` those of the next. ``reference`` is what
+    "exact" means: ``full cache``, or the quantised archive that had to stand in for it.
+    """
+
+    tokens: int = 0
+    top1_agreement: float = 1.0
+    mean_kl: float = 0.0
+    max_kl: float = 0.0
+    worst_position: int | None = None
+    attended: float = 1.0
+    keep: float = 1.0
+    recall_tokens: int = 0
+    next_keep: float = 1.0
+    next_recall_tokens: int = 0
+    reencoded: bool = True
+    reference: str = "full cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +268,7 @@ class Usage:
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
     steps: int = 0
+    attended: float = 1.0  # mean share of the context's tokens that a decode step attended to
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +299,7 @@ class Turn:
     usage: Usage = field(default_factory=Usage)
     reuse: ReuseReport = field(default_factory=ReuseReport)
     created_at: float = 0.0  # seconds since the epoch
+    report: FidelityReport | None = None  # None until the turn is sealed
 
 
 @dataclass(frozen=True, slots=True)
