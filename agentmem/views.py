@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agentmem.types import Policy, SessionFormat, SessionRecord, Tier, ToolSpec, Turn
+from agentmem.types import Fidelity, Policy, SessionFormat, SessionRecord, Tier, ToolSpec, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,12 @@ class SessionPatch:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session and how it stands now. ``durable``: everything acknowledged survives a crash."""
+    """A session and how it stands now. ``durable``: everything acknowledged survives a crash.
+
+    ``fidelity``: what the next reply would run with, AUTO resolved. ``resident_tokens``: mean over layers and KV heads of the sealed tokens
+    that stay on the device under RECALL and COMPACT. ``exact``: False while tokens made under an approximate view wait for their re-encode,
+    or what came after a forgotten message does.
+    """
 
     record: SessionRecord
     n_turns: int = 0  # the prelude included
@@ -45,11 +50,29 @@ class SessionInfo:
     device_bytes: int = 0
     disk_bytes: int = 0  # blocks shared with other sessions included
     device_tokens: int = 0
+    fidelity: Fidelity = Fidelity.EXACT
+    resident_tokens: int = 0
+    sealed_tokens: int = 0  # compressed and indexed, counted from the session's start
+    host_bytes: int = 0
+    exact: bool = True
+
+
+class SealState(StrEnum):
+    """How far the background work on a turn's tokens has come."""
+
+    OPEN = "open"  # nothing to do yet: the turn is open, or its tokens lie in the recent window
+    QUEUED = "queued"  # waits for its re-encode or a seal job
+    SEALED = "sealed"  # re-encoded where needed, compressed and indexed
+    PARKED = "parked"  # its seal job failed too often and is left alone; the turn is served without it
 
 
 @dataclass(frozen=True, slots=True)
 class TurnInfo:
-    """A turn and where its K and V are. ``n_tokens`` counts also where ``turn.token_ids`` were left out of an answer."""
+    """A turn and where its K and V are. ``n_tokens`` counts also where ``turn.token_ids`` were left out of an answer.
+
+    ``kept``: share of its tokens that stays resident. ``attention``: share of the session's attention that goes to this turn, 0 to 1,
+    None where it was not asked for or measured. ``forgotten``: number of its messages that were forgotten.
+    """
 
     turn: Turn
     n_tokens: int = 0
@@ -57,6 +80,32 @@ class TurnInfo:
     blocks_on_disk: int = 0
     disk_bytes: int = 0
     durable: bool = True
+    resident_tokens: int = 0
+    kept: float = 1.0
+    host_bytes: int = 0
+    device_bytes: int = 0
+    attention: float | None = None
+    sealed: SealState = SealState.OPEN
+    forgotten: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecalledSpan:
+    """Consecutive tokens that a recalled text attends to. ``first_token`` counts from the session's start; ``weight`` is 0 to 1."""
+
+    turn_index: int
+    first_token: int
+    n_tokens: int
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetTarget:
+    """A message to forget: ``message_index`` counts the messages of turn ``turn_index`` from 0. Turn 0, the prelude, stays."""
+
+    turn_index: int
+    message_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +188,19 @@ class ServerStats:
     spills: int = 0  # idle branches that gave their memory to one that runs
     steps_failed: int = 0
     draining: bool = False
+    host_bytes_used: int = 0
+    host_bytes_budget: int = 0
+    disk_bytes_used: int = 0  # blocks and the results of seal jobs
+    disk_bytes_budget: int = 0  # 0: no limit
+    index_bytes: int = 0  # host memory of the recall indexes
+    resident_bytes: int = 0  # device memory of what stays of sealed turns
+    result_bytes: int = 0  # files of seal jobs, part of disk_bytes_used
+    blocks_evicted: int = 0  # from disk, to keep its budget
+    seal_queue: int = 0  # turns that wait for their re-encode or a seal job
+    seals_done: int = 0
+    seals_parked: int = 0  # seal jobs that failed too often and are left alone
+    tokens_reencoded: int = 0
+    workers_alive: int = 0  # worker processes that were heard from in time
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from agentmem.types import Fidelity, GenerationEvent, SamplingParams, TenantId, 
 from agentmem.views import (
     AppendResult,
     DeleteReport,
+    ForgetTarget,
     PrefixInfo,
+    RecalledSpan,
     ServerStats,
     SessionChange,
     SessionInfo,
@@ -96,12 +98,30 @@ class SessionPort(Protocol):
         """Stop a running reply; False when there is none."""
         ...
 
-    async def inspect(self, tenant: TenantId, session_id: str) -> tuple[SessionInfo, Sequence[TurnInfo]]:
-        """Return a session, its turns and where they are."""
+    async def inspect(self, tenant: TenantId, session_id: str, *, attention: bool) -> tuple[SessionInfo, Sequence[TurnInfo]]:
+        """Return a session, its turns and where they are; with ``attention`` also what share of attention goes to each turn."""
         ...
 
     async def seal(self, tenant: TenantId, session_id: str) -> SessionInfo:
         """Seal what is open and wait until all of it is durable."""
+        ...
+
+    async def recall(self, tenant: TenantId, session_id: str, text: str, k: int) -> Sequence[RecalledSpan]:
+        """Return up to ``k`` spans that ``text`` attends to, the heaviest first; nothing is added to the session.
+
+        ``text`` is not empty and ``k`` is 1 to 1000: the caller has checked.
+        """
+        ...
+
+    async def forget(self, tenant: TenantId, session_id: str, messages: Sequence[ForgetTarget]) -> SessionInfo:
+        """Drop messages. ``messages`` is not empty and names no turn 0; duplicates count once.
+
+        Raises InvalidInput where a turn or a message of it does not exist; then nothing is forgotten.
+        """
+        ...
+
+    async def set_fidelity(self, tenant: TenantId, session_id: str, fidelity: Fidelity) -> SessionInfo:
+        """Set the policy's fidelity for every reply from now on."""
         ...
 
     def stats(self) -> ServerStats:
