@@ -18,17 +18,17 @@ from agentmem.types import BlockHash, SessionId, SessionRecord, TenantId, Turn
 
 _PUT_TURN = """
 INSERT INTO turns (session, turn, messages, token_ids, state, reply_start, finish_reason, fidelity, request_id, input_digest,
-    usage, reuse, created_at)
+    usage, reuse, created_at, report)
 VALUES (:session, :turn, :messages, :token_ids, :state, :reply_start, :finish_reason, :fidelity, :request_id, :input_digest,
-    :usage, :reuse, :created_at)
+    :usage, :reuse, :created_at, :report)
 ON CONFLICT DO UPDATE SET messages = excluded.messages, token_ids = excluded.token_ids, state = excluded.state,
     reply_start = excluded.reply_start, finish_reason = excluded.finish_reason, fidelity = excluded.fidelity,
     request_id = excluded.request_id, input_digest = excluded.input_digest, usage = excluded.usage, reuse = excluded.reuse,
-    created_at = excluded.created_at
+    created_at = excluded.created_at, report = excluded.report
 """
 _COPY_TURNS = """
 INSERT INTO turns SELECT :key, turn, messages, token_ids, state, reply_start, finish_reason, fidelity, request_id, input_digest,
-    usage, reuse, created_at
+    usage, reuse, created_at, report
 FROM turns WHERE session = :source AND turn <= :upto
 """
 _TOUCH = """

@@ -15,11 +15,13 @@ from agentmem.stores.records import BlockRow
 from agentmem.types import (
     BlockHash,
     Fidelity,
+    FidelityReport,
     Fingerprint,
     FinishReason,
     Message,
     MissReason,
     Policy,
+    Prefill,
     RequestId,
     ReuseReport,
     SessionFormat,
@@ -123,6 +125,7 @@ def turn_row(turn: Turn) -> Row:
         "usage": _json(asdict(turn.usage)),
         "reuse": _json(asdict(turn.reuse)),
         "created_at": turn.created_at,
+        "report": None if turn.report is None else _json(asdict(turn.report)),
     }
 
 
@@ -141,6 +144,7 @@ def turn_record(row: sqlite3.Row) -> Turn:
         usage=Usage(**json.loads(row["usage"])),
         reuse=_reuse(json.loads(row["reuse"])),
         created_at=row["created_at"],
+        report=None if row["report"] is None else FidelityReport(**json.loads(row["report"])),
     )
 
 
@@ -151,7 +155,9 @@ def block_record(row: sqlite3.Row) -> BlockRow:
 
 
 def _policy(fields: Mapping[str, Any]) -> Policy:
-    return Policy(**{**fields, "fidelity": Fidelity(fields["fidelity"])})
+    """Return the policy; fields that an older version did not write have their defaults."""
+    enums = {"fidelity": Fidelity(fields["fidelity"]), "prefill": Prefill(fields.get("prefill", Prefill.EXACT))}
+    return Policy(**{**fields, **enums})
 
 
 def _reuse(fields: Mapping[str, Any]) -> ReuseReport:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agentmem.errors import ConfigError, StorageFailed
 
-VERSION = 1
+VERSION = 2
 
 # `refs` outlive the block rows that they name: a ref without a row is a block that was evicted, no ref at all one that
 # was never stored. `labels` repeats the tenant and the order of its session so that a filtered page is one index range.
@@ -34,7 +34,7 @@ CREATE TABLE turns (
     session INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE, turn INTEGER NOT NULL,
     messages TEXT NOT NULL, token_ids BLOB NOT NULL, state TEXT NOT NULL, reply_start INTEGER, finish_reason TEXT,
     fidelity TEXT NOT NULL, request_id TEXT, input_digest TEXT NOT NULL, usage TEXT NOT NULL, reuse TEXT NOT NULL,
-    created_at REAL NOT NULL,
+    created_at REAL NOT NULL, report TEXT,
     PRIMARY KEY (session, turn)
 ) STRICT;
 
@@ -52,10 +52,12 @@ CREATE TABLE refs (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX refs_by_hash ON refs (hash);
 """
+# What makes a file of version n one of version n + 1. New columns come last, so that `INSERT INTO turns SELECT` fits old and new files.
+_MIGRATIONS = {1: "ALTER TABLE turns ADD COLUMN report TEXT;"}
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the database at ``path``, making its folder and tables when they are new.
+    """Open the database at ``path``, making its folder and tables when they are new, and bringing an older version's up to date.
 
     Raises ConfigError when a newer version wrote the file, StorageFailed when it cannot be opened or is no database.
     """
@@ -85,3 +87,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise ConfigError(f"the ledger {path} has format version {version}; this agentmem reads up to {VERSION}: use a newer agentmem")
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+    elif version < VERSION:
+        steps = " ".join(_MIGRATIONS[older] for older in range(version, VERSION))
+        connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION}; COMMIT;")

@@ -13,9 +13,12 @@ from agentmem.errors import InvalidInput
 from agentmem.stores.rows import decode_tokens, encode_tokens, session_record, session_row, turn_record, turn_row
 from agentmem.types import (
     Fidelity,
+    FidelityReport,
     FinishReason,
     Message,
     MissReason,
+    Policy,
+    Prefill,
     RequestId,
     ReuseReport,
     SessionId,
@@ -30,6 +33,26 @@ from agentmem.types import (
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 CALLS = st.lists(st.builds(ToolCall, TEXT, TEXT, TEXT), max_size=2).map(tuple)
 MESSAGES = st.builds(Message, st.sampled_from(["user", "assistant", "tool"]), TEXT, TEXT, TEXT, CALLS)
+REPORTS = st.builds(
+    FidelityReport,
+    tokens=st.integers(0, 1000),
+    mean_kl=st.floats(0, 100),
+    worst_position=st.none() | st.integers(0, 10**6),
+    next_keep=st.floats(0.01, 1),
+    reencoded=st.booleans(),
+    reference=TEXT,
+)
+POLICIES = st.builds(
+    Policy,
+    fidelity=st.sampled_from(Fidelity),
+    compressor=TEXT,
+    keep=st.floats(0.01, 1),
+    recall=TEXT,
+    recall_tokens=st.integers(1, 1000),
+    dense_layers=st.integers(0, 9),
+    prefill=st.sampled_from(Prefill),
+    reencode=st.booleans(),
+)
 TURNS = st.builds(
     Turn,
     index=st.integers(0, 1000),
@@ -44,11 +67,13 @@ TURNS = st.builds(
     usage=st.builds(Usage, st.integers(0, 100), total_seconds=st.floats(0, 1e9)),
     reuse=st.builds(ReuseReport, disk=st.integers(0, 100), reason=st.sampled_from(MissReason), detail=TEXT),
     created_at=st.floats(0, 1e12),
+    report=st.none() | REPORTS,
 )
 SESSIONS = st.builds(
     session,
     TEXT,
     system=TEXT,
+    policy=POLICIES,
     tools=st.lists(st.builds(ToolSpec, TEXT, TEXT, TEXT), max_size=2).map(tuple),
     labels=st.dictionaries(TEXT, TEXT, max_size=3),
     pinned=st.booleans(),
@@ -78,6 +103,12 @@ def test_turn_round_trip(turn: Turn) -> None:
 def test_session_round_trip(record: SessionRecord) -> None:
     """Every field of a session comes back as it was."""
     assert record == session_record(through_sqlite(session_row(record)))
+
+
+def test_policy_of_an_older_row() -> None:
+    """A row that knows no more than the fidelity gets the defaults of the other fields."""
+    columns = {**session_row(session()), "policy": '{"fidelity":"exact"}'}
+    assert Policy(Fidelity.EXACT) == session_record(through_sqlite(columns)).policy
 
 
 def test_tokens_are_little_endian_int32() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.stores import SESSION, TENANT, session, turn
 
 from agentmem.errors import ConfigError, StorageFailed
+from agentmem.stores import Ledger
 from agentmem.stores.schema import VERSION, connect
+from agentmem.types import FidelityReport
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> object:
@@ -28,6 +32,43 @@ def test_opening_twice_keeps_the_tables(tmp_path: Path) -> None:
     """The schema is made once."""
     connect(tmp_path / "meta.sqlite").close()
     connect(tmp_path / "meta.sqlite").close()
+
+
+def test_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    """A file of version 1, whose turns have no report, keeps its turns and then takes reports, in forks too."""
+    path = tmp_path / "meta.sqlite"
+    ledger = Ledger(path)
+    ledger.create_session(session(), [turn(0), turn(1)])
+    ledger.close()
+    old = sqlite3.connect(path)
+    old.executescript("ALTER TABLE turns DROP COLUMN report; PRAGMA user_version = 1;")
+    old.close()
+    reopened = Ledger(path)
+    assert [turn(0), turn(1)] == reopened.turns(TENANT, SESSION)
+    sealed = replace(turn(1), report=FidelityReport(tokens=7, mean_kl=0.25))
+    reopened.put_turn(TENANT, SESSION, 1, sealed, [])
+    reopened.fork_session(SESSION, session("fork"), 1)
+    reopened.close()
+    again = Ledger(path)
+    assert [[turn(0), sealed]] * 2 == [again.turns(TENANT, name.id) for name in (session(), session("fork"))]
+    again.close()
+    raw = sqlite3.connect(path)
+    assert VERSION == pragma(raw, "user_version")
+    raw.close()
+
+
+def test_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    """A version-1 file that cannot be changed is StorageFailed, and its version stays, so that the next start tries again."""
+    path = tmp_path / "meta.sqlite"
+    connect(path).close()
+    old = sqlite3.connect(path)
+    old.execute("PRAGMA user_version = 1")  # and yet with the new column: ALTER TABLE is refused
+    old.close()
+    with pytest.raises(StorageFailed, match="report"):
+        connect(path)
+    old = sqlite3.connect(path)
+    assert 1 == pragma(old, "user_version")
+    old.close()
 
 
 def test_newer_version_is_refused(tmp_path: Path) -> None:
