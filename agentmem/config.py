@@ -132,6 +132,28 @@ class StorageSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersSettings:
+    """Where finished turns are compressed and indexed. ``executor``: a name in ``agentmem_workers.port.executors``.
+
+    ``threads`` is for the local executor. A seal job whose worker says nothing for ``lease_seconds`` goes to another; one that has
+    failed ``max_attempts`` times is parked.
+    """
+
+    executor: str = "local"
+    threads: int = 1
+    lease_seconds: float = 30.0
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError naming the key, its value and what is allowed."""
+        _check("workers.executor", bool(self.executor), self.executor, "local, process")
+        _check("workers.threads", 1 <= self.threads <= 256, self.threads, "1 to 256")
+        lease = self.lease_seconds
+        _check("workers.lease_seconds", _finite(lease) and lease > 0, lease, "above 0 seconds")
+        _check("workers.max_attempts", self.max_attempts >= 1, self.max_attempts, "1 or more")
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """What the server writes to stderr. ``prompt_text`` True allows text of prompts and replies in the log."""
 
@@ -154,6 +176,7 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
+    workers: WorkersSettings = field(default_factory=WorkersSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
@@ -208,6 +231,7 @@ _SECTIONS: dict[str, Callable[..., Any]] = {
     "server": ServerSettings,
     "memory": MemorySettings,
     "storage": StorageSettings,
+    "workers": WorkersSettings,
     "log": LogSettings,
 }
 KEYS: tuple[str, ...] = tuple(f"{section}.{item.name}" for section, cls in _SECTIONS.items() for item in fields(cls))  # type: ignore[arg-type]

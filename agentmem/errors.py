@@ -18,6 +18,7 @@
     |-- Forbidden               PERMISSION_DENIED    the token is known but lacks the role that the call needs
     |-- NotImplementedYet       UNIMPLEMENTED        names the capability that is missing
     |-- StorageFailed           UNAVAILABLE          the disk or database refused a write
+    |-- SealFailed              UNAVAILABLE          a seal job was given up; names the job, its attempts and the last error
     |-- Disconnected            UNAVAILABLE          client side: the server could not be reached
     |-- ConfigError             FAILED_PRECONDITION  a setting is unknown or has a wrong value
     `-- InternalError           INTERNAL             a bug; carries the request id
@@ -157,6 +158,16 @@ class StorageFailed(AgentMemError):
     default_reason = "STORAGE_FAILED"
 
 
+class SealFailed(AgentMemError):
+    """A seal job has no result; the message names the job, its attempts and the last error.
+
+    SEAL_PARKED: it failed as often as it may, and waits for an operator. SEAL_BLOCKS_LOST: blocks that it reads are not there; it
+    may be asked for again once they are.
+    """
+
+    default_reason = "SEAL_PARKED"
+
+
 class Disconnected(AgentMemError):
     """The server could not be reached, or the connection broke."""
 
@@ -200,6 +211,7 @@ STATUS: dict[type[AgentMemError], Status] = {
     Forbidden: Status("PERMISSION_DENIED", 403),
     NotImplementedYet: Status("UNIMPLEMENTED", 501),
     StorageFailed: Status("UNAVAILABLE", 503),
+    SealFailed: Status("UNAVAILABLE", 503),
     Disconnected: Status("UNAVAILABLE", 503),
     ConfigError: Status("FAILED_PRECONDITION", 500),
     InternalError: Status("INTERNAL", 500),

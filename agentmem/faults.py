@@ -1,8 +1,8 @@
 """Named points in the code where a test can make the process die or a call fail.
 
 ``AGENTMEM_FAULTS="blocks.after_rename:kill:3,blocks.write:enospc"`` kills the process with SIGKILL at the third hit of
-``blocks.after_rename`` and raises ENOSPC at every hit of ``blocks.write``. Tests in the same process call ``arm`` and
-``disarm``. With nothing armed, ``point`` costs one dict look-up.
+``blocks.after_rename`` and raises ENOSPC at every hit of ``blocks.write``; ``error`` raises RuntimeError, ``stall`` sleeps. Tests in
+the same process call ``arm`` and ``disarm``. With nothing armed, ``point`` costs one dict look-up.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 
 from agentmem.errors import ConfigError
@@ -23,8 +24,10 @@ POINTS = (
     "ledger.after_commit",
     "engine.step",
     "generation.mid_stream",
+    "worker.job",
 )
-ACTIONS = ("kill", "enospc", "error")
+ACTIONS = ("kill", "enospc", "error", "stall")
+STALL_SECONDS = 60.0  # longer than any test waits: whoever stalls is killed
 
 
 @dataclass(slots=True)
@@ -77,6 +80,9 @@ def point(name: str) -> None:
             del _armed[name]
     if fault.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault.action == "stall":
+        time.sleep(STALL_SECONDS)
+        return
     if fault.action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     message = f"fault armed at {name}"
