@@ -14,7 +14,7 @@ from agentmem.compression.observed import attention, by_layer
 
 @compressors.register("h2o")
 @dataclass(frozen=True)
-class H2O:
+class HeavyHitters:
     """Causal attention that a key received, added up over the recorded queries (Zhang et al. 2023, arXiv:2306.14048).
 
     The paper adds up over every decode step; here windows spread over the segment stand for them. The heads of a query group are averaged.
