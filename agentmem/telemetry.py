@@ -26,6 +26,8 @@ request_id_var: ContextVar[str] = ContextVar("request_id", default="")
 
 _CALL_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300)
 _TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.99, 1)
+_COUNTS = ("spills", "steps_failed", "blocks_evicted", "seals_done")  # those of GetStats that only grow, tokens_* apart
 
 
 class Metrics:
@@ -50,6 +52,7 @@ class Metrics:
         self.generation_tokens = counter("generation_tokens_total", "Tokens generated.")
         self.hit_tokens = counter("prefix_cache_hit_tokens_total", "Context tokens that were not computed again.", ("tier",))
         self.computed_tokens = counter("prefix_cache_computed_tokens_total", "Context tokens that had to be computed.")
+        self.attended = histogram("attended_share", "Share of the context that a decode step attended to, mean of a reply.", _SHARES)
         self.misses = counter("prefix_cache_misses_total", "Replies by why their first computed token was not found.", ("reason",))
 
     def reply(self, usage: Usage, reuse: ReuseReport) -> None:
@@ -58,6 +61,7 @@ class Metrics:
         self.prompt_tokens.inc(usage.input_tokens)
         self.generation_tokens.inc(usage.output_tokens)
         if usage.output_tokens:
+            self.attended.observe(usage.attended)
             self.first_token.observe(usage.first_token_seconds)
         if usage.output_tokens > 1:
             self.output_token.observe((usage.total_seconds - usage.first_token_seconds) / (usage.output_tokens - 1))
@@ -79,13 +83,13 @@ class _StatsCollector(Collector):
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one family a number; token counts are counters, everything else is a gauge."""
+        """Yield one family a number; what only grows is a counter, everything else a gauge."""
         stats = self._stats()
         for field in fields(stats):
             value = getattr(stats, field.name)
             if isinstance(value, str):
                 continue
-            counts = field.name.startswith("tokens_") or field.name in ("spills", "steps_failed")
+            counts = field.name.startswith("tokens_") or field.name in _COUNTS
             family = CounterMetricFamily if counts else GaugeMetricFamily
             yield family(f"agentmem_{field.name}", f"{field.name} as GetStats reports it.", value=float(value))
 

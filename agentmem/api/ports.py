@@ -114,7 +114,7 @@ class SessionPort(Protocol):
         ...
 
     async def forget(self, tenant: TenantId, session_id: str, messages: Sequence[ForgetTarget]) -> SessionInfo:
-        """Drop messages. ``messages`` is not empty and names no turn 0; duplicates count once.
+        """Drop messages. ``messages`` is not empty and names no turn 0; one named twice or forgotten already is no error.
 
         Raises InvalidInput where a turn or a message of it does not exist; then nothing is forgotten.
         """

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from agentmem.errors import InvalidInput
 from agentmem.types import SessionFormat, ToolSpec, TurnInput
-from agentmem.views import SessionPatch, SessionSpec
+from agentmem.views import ForgetTarget, SessionPatch, SessionSpec
 
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 256
@@ -57,6 +57,24 @@ def seconds(field: str, value: float, high: float = math.inf) -> float:
 def page_size(field: str, value: int, default: int = 100) -> int:
     """Check how many things to return; 0 becomes ``default``."""
     return count(field, value, 0, MAX_PAGE) or default
+
+
+def text(field: str, value: str) -> str:
+    """Check a text that must say something."""
+    if not value:
+        raise _refuse(field, value, "a text that is not empty")
+    return value
+
+
+def targets(value: Sequence[ForgetTarget]) -> Sequence[ForgetTarget]:
+    """Check which messages to forget: at least one, none of the prelude."""
+    if not 1 <= len(value) <= MAX_MESSAGES:
+        raise InvalidInput(f"messages has {len(value)} entries; allowed: 1 to {MAX_MESSAGES}")
+    for i, target in enumerate(value):
+        if target.turn_index < 1:
+            raise _refuse(f"messages[{i}].turn_index", target.turn_index, "1 or more; turn 0, the system prompt and the tools, stays")
+        count(f"messages[{i}].message_index", target.message_index)
+    return value
 
 
 def page_token(value: str) -> str:

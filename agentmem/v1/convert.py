@@ -13,6 +13,7 @@ from typing import Any
 
 from agentmem.errors import InvalidInput
 from agentmem.types import (
+    FidelityReport,
     FinishEvent,
     GenerationEvent,
     Message,
@@ -32,9 +33,10 @@ from agentmem.types import (
     Usage,
 )
 from agentmem.v1 import generation_pb2, types_pb2
-from agentmem.v1.enums import FIDELITY, FINISH_REASON, MISS_REASON, ROLE, TURN_STATE
+from agentmem.v1.enums import FIDELITY, FINISH_REASON, MISS_REASON, PREFILL, ROLE, TURN_STATE
 
 _OPTIONAL_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens", "logprobs")
+_OPTIONAL_POLICY = ("compressor", "keep", "recall", "recall_tokens", "bits", "stride", "dense_layers", "reencode", "objective")
 _REUSE_COUNTS = ("device", "host", "disk", "peer", "computed")
 _USAGE_FIELDS = ("input_tokens", "context_tokens", "output_tokens", "queue_seconds", "first_token_seconds", "total_seconds", "steps")
 
@@ -120,12 +122,31 @@ def sampling_from_pb(params: types_pb2.SamplingParams) -> SamplingParams:
 
 def policy_to_pb(policy: Policy) -> types_pb2.Policy:
     """Return the wire form of a memory policy."""
-    return types_pb2.Policy(fidelity=FIDELITY[policy.fidelity])
+    given: dict[str, Any] = {name: getattr(policy, name) for name in _OPTIONAL_POLICY}
+    with encoding("policy"):
+        return types_pb2.Policy(**given, fidelity=FIDELITY[policy.fidelity], prefill=PREFILL[policy.prefill])
 
 
 def policy_from_pb(policy: types_pb2.Policy) -> Policy:
-    """Return the memory policy; an unset fidelity is the default."""
-    return Policy(fidelity=FIDELITY.read(policy.fidelity, "policy.fidelity", Policy().fidelity))
+    """Return the memory policy; what is unset has its default."""
+    given: dict[str, Any] = {name: getattr(policy, name) for name in _OPTIONAL_POLICY if policy.HasField(name)}
+    default = Policy()
+    return Policy(
+        **given,
+        fidelity=FIDELITY.read(policy.fidelity, "policy.fidelity", default.fidelity),
+        prefill=PREFILL.read(policy.prefill, "policy.prefill", default.prefill),
+    )
+
+
+def report_to_pb(report: FidelityReport) -> types_pb2.FidelityReport:
+    """Return the wire form of a fidelity report."""
+    return types_pb2.FidelityReport(**asdict(report))
+
+
+def report_from_pb(report: types_pb2.FidelityReport) -> FidelityReport:
+    """Return the fidelity report."""
+    values = {name: getattr(report, name) for name in FidelityReport.__dataclass_fields__}
+    return FidelityReport(**values | {"worst_position": report.worst_position if report.HasField("worst_position") else None})
 
 
 def reuse_to_pb(reuse: ReuseReport) -> types_pb2.ReuseReport:
@@ -147,7 +168,8 @@ def usage_to_pb(usage: Usage) -> types_pb2.Usage:
 
 def usage_from_pb(usage: types_pb2.Usage) -> Usage:
     """Return what a call cost."""
-    return Usage(**{name: getattr(usage, name) for name in _USAGE_FIELDS})
+    attended = usage.attended if usage.HasField("attended") else Usage().attended
+    return Usage(**{name: getattr(usage, name) for name in _USAGE_FIELDS}, attended=attended)
 
 
 def turn_to_pb(turn: Turn, *, messages: bool = True, token_ids: bool = True) -> types_pb2.Turn:
@@ -164,6 +186,7 @@ def turn_to_pb(turn: Turn, *, messages: bool = True, token_ids: bool = True) -> 
         usage=usage_to_pb(turn.usage),
         reuse=reuse_to_pb(turn.reuse),
         created_at=turn.created_at,
+        report=None if turn.report is None else report_to_pb(turn.report),
     )
 
 
@@ -181,6 +204,7 @@ def turn_from_pb(turn: types_pb2.Turn) -> Turn:
         usage=usage_from_pb(turn.usage),
         reuse=reuse_from_pb(turn.reuse),
         created_at=turn.created_at,
+        report=report_from_pb(turn.report) if turn.HasField("report") else None,
     )
 
 

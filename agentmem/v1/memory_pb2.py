@@ -25,37 +25,41 @@ _sym_db = _symbol_database.Default()
 from agentmem.v1 import types_pb2 as agentmem_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentmem/v1/memory.proto\x12\x0b\x61gentmem.v1\x1a\x17\x61gentmem/v1/types.proto\"D\n\rRecallRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tmax_spans\x18\x03 \x01(\x05\":\n\x0eRecallResponse\x12(\n\x05spans\x18\x01 \x03(\x0b\x32\x19.agentmem.v1.RecalledSpan\"g\n\x0cRecalledSpan\x12\x12\n\nturn_index\x18\x01 \x01(\x05\x12\x13\n\x0b\x66irst_token\x18\x02 \x01(\x03\x12\x10\n\x08n_tokens\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"Y\n\x0eInspectRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10include_messages\x18\x02 \x01(\x08\x12\x19\n\x11include_token_ids\x18\x03 \x01(\x08\"d\n\x0fInspectResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\x12*\n\x05turns\x18\x02 \x03(\x0b\x32\x1b.agentmem.v1.TurnInspection\"\x92\x01\n\x0eTurnInspection\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.agentmem.v1.Turn\x12\x10\n\x08n_tokens\x18\x02 \x01(\x03\x12\x10\n\x08n_blocks\x18\x03 \x01(\x05\x12\x16\n\x0e\x62locks_on_disk\x18\x04 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07\x64urable\x18\x06 \x01(\x08\"2\n\rForgetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05turns\x18\x02 \x03(\x05\"7\n\x0e\x46orgetResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\"!\n\x0bSealRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"5\n\x0cSealResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\"Q\n\x12SetFidelityRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x08\x66idelity\x18\x02 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\"<\n\x13SetFidelityResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session2\xea\x02\n\rMemoryService\x12\x41\n\x06Recall\x12\x1a.agentmem.v1.RecallRequest\x1a\x1b.agentmem.v1.RecallResponse\x12\x44\n\x07Inspect\x12\x1b.agentmem.v1.InspectRequest\x1a\x1c.agentmem.v1.InspectResponse\x12\x41\n\x06\x46orget\x12\x1a.agentmem.v1.ForgetRequest\x1a\x1b.agentmem.v1.ForgetResponse\x12;\n\x04Seal\x12\x18.agentmem.v1.SealRequest\x1a\x19.agentmem.v1.SealResponse\x12P\n\x0bSetFidelity\x12\x1f.agentmem.v1.SetFidelityRequest\x1a .agentmem.v1.SetFidelityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentmem/v1/memory.proto\x12\x0b\x61gentmem.v1\x1a\x17\x61gentmem/v1/types.proto\"G\n\rRecallRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x01k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x04\n\x02_k\":\n\x0eRecallResponse\x12(\n\x05spans\x18\x01 \x03(\x0b\x32\x19.agentmem.v1.RecalledSpan\"g\n\x0cRecalledSpan\x12\x12\n\nturn_index\x18\x01 \x01(\x05\x12\x13\n\x0b\x66irst_token\x18\x02 \x01(\x03\x12\x10\n\x08n_tokens\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"t\n\x0eInspectRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10include_messages\x18\x02 \x01(\x08\x12\x19\n\x11include_token_ids\x18\x03 \x01(\x08\x12\x19\n\x11include_attention\x18\x04 \x01(\x08\"d\n\x0fInspectResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\x12*\n\x05turns\x18\x02 \x03(\x0b\x32\x1b.agentmem.v1.TurnInspection\"\xc4\x02\n\x0eTurnInspection\x12\x1f\n\x04turn\x18\x01 \x01(\x0b\x32\x11.agentmem.v1.Turn\x12\x10\n\x08n_tokens\x18\x02 \x01(\x03\x12\x10\n\x08n_blocks\x18\x03 \x01(\x05\x12\x16\n\x0e\x62locks_on_disk\x18\x04 \x01(\x05\x12\x12\n\ndisk_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07\x64urable\x18\x06 \x01(\x08\x12\x17\n\x0fresident_tokens\x18\x07 \x01(\x03\x12\x0c\n\x04kept\x18\x08 \x01(\x01\x12\x12\n\nhost_bytes\x18\t \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\n \x01(\x03\x12\x16\n\tattention\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12&\n\x06sealed\x18\x0c \x01(\x0e\x32\x16.agentmem.v1.SealState\x12\x11\n\tforgotten\x18\r \x01(\x05\x42\x0c\n\n_attention\"P\n\x0c\x46orgetTarget\x12\x12\n\nturn_index\x18\x01 \x01(\x05\x12\x1a\n\rmessage_index\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_message_index\"]\n\rForgetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12+\n\x08messages\x18\x03 \x03(\x0b\x32\x19.agentmem.v1.ForgetTargetJ\x04\x08\x02\x10\x03R\x05turns\"7\n\x0e\x46orgetResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\"!\n\x0bSealRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"5\n\x0cSealResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\"Q\n\x12SetFidelityRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x08\x66idelity\x18\x02 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\"<\n\x13SetFidelityResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session*\x81\x01\n\tSealState\x12\x1a\n\x16SEAL_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSEAL_STATE_OPEN\x10\x01\x12\x15\n\x11SEAL_STATE_QUEUED\x10\x02\x12\x15\n\x11SEAL_STATE_SEALED\x10\x03\x12\x15\n\x11SEAL_STATE_PARKED\x10\x04\x32\xea\x02\n\rMemoryService\x12\x41\n\x06Recall\x12\x1a.agentmem.v1.RecallRequest\x1a\x1b.agentmem.v1.RecallResponse\x12\x44\n\x07Inspect\x12\x1b.agentmem.v1.InspectRequest\x1a\x1c.agentmem.v1.InspectResponse\x12\x41\n\x06\x46orget\x12\x1a.agentmem.v1.ForgetRequest\x1a\x1b.agentmem.v1.ForgetResponse\x12;\n\x04Seal\x12\x18.agentmem.v1.SealRequest\x1a\x19.agentmem.v1.SealResponse\x12P\n\x0bSetFidelity\x12\x1f.agentmem.v1.SetFidelityRequest\x1a .agentmem.v1.SetFidelityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentmem.v1.memory_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SEALSTATE']._serialized_start=1321
+  _globals['_SEALSTATE']._serialized_end=1450
   _globals['_RECALLREQUEST']._serialized_start=66
-  _globals['_RECALLREQUEST']._serialized_end=134
-  _globals['_RECALLRESPONSE']._serialized_start=136
-  _globals['_RECALLRESPONSE']._serialized_end=194
-  _globals['_RECALLEDSPAN']._serialized_start=196
-  _globals['_RECALLEDSPAN']._serialized_end=299
-  _globals['_INSPECTREQUEST']._serialized_start=301
-  _globals['_INSPECTREQUEST']._serialized_end=390
-  _globals['_INSPECTRESPONSE']._serialized_start=392
-  _globals['_INSPECTRESPONSE']._serialized_end=492
-  _globals['_TURNINSPECTION']._serialized_start=495
-  _globals['_TURNINSPECTION']._serialized_end=641
-  _globals['_FORGETREQUEST']._serialized_start=643
-  _globals['_FORGETREQUEST']._serialized_end=693
-  _globals['_FORGETRESPONSE']._serialized_start=695
-  _globals['_FORGETRESPONSE']._serialized_end=750
-  _globals['_SEALREQUEST']._serialized_start=752
-  _globals['_SEALREQUEST']._serialized_end=785
-  _globals['_SEALRESPONSE']._serialized_start=787
-  _globals['_SEALRESPONSE']._serialized_end=840
-  _globals['_SETFIDELITYREQUEST']._serialized_start=842
-  _globals['_SETFIDELITYREQUEST']._serialized_end=923
-  _globals['_SETFIDELITYRESPONSE']._serialized_start=925
-  _globals['_SETFIDELITYRESPONSE']._serialized_end=985
-  _globals['_MEMORYSERVICE']._serialized_start=988
-  _globals['_MEMORYSERVICE']._serialized_end=1350
+  _globals['_RECALLREQUEST']._serialized_end=137
+  _globals['_RECALLRESPONSE']._serialized_start=139
+  _globals['_RECALLRESPONSE']._serialized_end=197
+  _globals['_RECALLEDSPAN']._serialized_start=199
+  _globals['_RECALLEDSPAN']._serialized_end=302
+  _globals['_INSPECTREQUEST']._serialized_start=304
+  _globals['_INSPECTREQUEST']._serialized_end=420
+  _globals['_INSPECTRESPONSE']._serialized_start=422
+  _globals['_INSPECTRESPONSE']._serialized_end=522
+  _globals['_TURNINSPECTION']._serialized_start=525
+  _globals['_TURNINSPECTION']._serialized_end=849
+  _globals['_FORGETTARGET']._serialized_start=851
+  _globals['_FORGETTARGET']._serialized_end=931
+  _globals['_FORGETREQUEST']._serialized_start=933
+  _globals['_FORGETREQUEST']._serialized_end=1026
+  _globals['_FORGETRESPONSE']._serialized_start=1028
+  _globals['_FORGETRESPONSE']._serialized_end=1083
+  _globals['_SEALREQUEST']._serialized_start=1085
+  _globals['_SEALREQUEST']._serialized_end=1118
+  _globals['_SEALRESPONSE']._serialized_start=1120
+  _globals['_SEALRESPONSE']._serialized_end=1173
+  _globals['_SETFIDELITYREQUEST']._serialized_start=1175
+  _globals['_SETFIDELITYREQUEST']._serialized_end=1256
+  _globals['_SETFIDELITYRESPONSE']._serialized_start=1258
+  _globals['_SETFIDELITYRESPONSE']._serialized_end=1318
+  _globals['_MEMORYSERVICE']._serialized_start=1453
+  _globals['_MEMORYSERVICE']._serialized_end=1815
 # @@protoc_insertion_point(module_scope)

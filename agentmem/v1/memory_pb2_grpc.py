@@ -67,7 +67,7 @@ class MemoryServiceServicer(object):
     """
 
     def Recall(self, request, context):
-        """Finds what a text would attend to, without committing it. UNIMPLEMENTED in this version.
+        """Finds what a text would attend to, without adding it to the session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,7 +81,8 @@ class MemoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Forget(self, request, context):
-        """Removes turns from what later replies attend to. UNIMPLEMENTED in this version.
+        """Forgets messages, for instance a stale tool result: their content goes, and no later reply attends to them. The tokens that
+        came after them keep their positions and are computed again when the server is idle, as if the messages had never been read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +96,7 @@ class MemoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetFidelity(self, request, context):
-        """Changes what the session's replies attend to. UNIMPLEMENTED in this version; UpdateSession sets the policy.
+        """Changes what the session's replies attend to from now on: the policy's fidelity, the rest of the policy left alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

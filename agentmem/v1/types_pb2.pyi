@@ -52,6 +52,14 @@ class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISS_REASON_TEMPLATE_CHANGED: _ClassVar[MissReason]
     MISS_REASON_MODEL_CHANGED: _ClassVar[MissReason]
     MISS_REASON_PARTIAL_BLOCK: _ClassVar[MissReason]
+    MISS_REASON_QUANTISED: _ClassVar[MissReason]
+    MISS_REASON_FORGOTTEN: _ClassVar[MissReason]
+
+class Prefill(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PREFILL_UNSPECIFIED: _ClassVar[Prefill]
+    PREFILL_EXACT: _ClassVar[Prefill]
+    PREFILL_VIEW: _ClassVar[Prefill]
 
 class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -97,6 +105,11 @@ MISS_REASON_HISTORY_CHANGED: MissReason
 MISS_REASON_TEMPLATE_CHANGED: MissReason
 MISS_REASON_MODEL_CHANGED: MissReason
 MISS_REASON_PARTIAL_BLOCK: MissReason
+MISS_REASON_QUANTISED: MissReason
+MISS_REASON_FORGOTTEN: MissReason
+PREFILL_UNSPECIFIED: Prefill
+PREFILL_EXACT: Prefill
+PREFILL_VIEW: Prefill
 TIER_UNSPECIFIED: Tier
 TIER_DEVICE: Tier
 TIER_HOST: Tier
@@ -179,10 +192,58 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("fidelity",)
+    __slots__ = ("fidelity", "compressor", "keep", "recall", "recall_tokens", "bits", "stride", "dense_layers", "prefill", "reencode", "objective")
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSOR_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    RECALL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    DENSE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    REENCODE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     fidelity: Fidelity
-    def __init__(self, fidelity: _Optional[_Union[Fidelity, str]] = ...) -> None: ...
+    compressor: str
+    keep: float
+    recall: str
+    recall_tokens: int
+    bits: int
+    stride: int
+    dense_layers: int
+    prefill: Prefill
+    reencode: bool
+    objective: float
+    def __init__(self, fidelity: _Optional[_Union[Fidelity, str]] = ..., compressor: _Optional[str] = ..., keep: _Optional[float] = ..., recall: _Optional[str] = ..., recall_tokens: _Optional[int] = ..., bits: _Optional[int] = ..., stride: _Optional[int] = ..., dense_layers: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, str]] = ..., reencode: bool = ..., objective: _Optional[float] = ...) -> None: ...
+
+class FidelityReport(_message.Message):
+    __slots__ = ("tokens", "top1_agreement", "mean_kl", "max_kl", "worst_position", "attended", "keep", "recall_tokens", "next_keep", "next_recall_tokens", "reencoded", "reference")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOP1_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_KL_FIELD_NUMBER: _ClassVar[int]
+    MAX_KL_FIELD_NUMBER: _ClassVar[int]
+    WORST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ATTENDED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    RECALL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_KEEP_FIELD_NUMBER: _ClassVar[int]
+    NEXT_RECALL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REENCODED_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    top1_agreement: float
+    mean_kl: float
+    max_kl: float
+    worst_position: int
+    attended: float
+    keep: float
+    recall_tokens: int
+    next_keep: float
+    next_recall_tokens: int
+    reencoded: bool
+    reference: str
+    def __init__(self, tokens: _Optional[int] = ..., top1_agreement: _Optional[float] = ..., mean_kl: _Optional[float] = ..., max_kl: _Optional[float] = ..., worst_position: _Optional[int] = ..., attended: _Optional[float] = ..., keep: _Optional[float] = ..., recall_tokens: _Optional[int] = ..., next_keep: _Optional[float] = ..., next_recall_tokens: _Optional[int] = ..., reencoded: bool = ..., reference: _Optional[str] = ...) -> None: ...
 
 class ReuseReport(_message.Message):
     __slots__ = ("device", "host", "disk", "peer", "computed", "reason", "detail")
@@ -203,7 +264,7 @@ class ReuseReport(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., disk: _Optional[int] = ..., peer: _Optional[int] = ..., computed: _Optional[int] = ..., reason: _Optional[_Union[MissReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("input_tokens", "context_tokens", "output_tokens", "queue_seconds", "first_token_seconds", "total_seconds", "steps")
+    __slots__ = ("input_tokens", "context_tokens", "output_tokens", "queue_seconds", "first_token_seconds", "total_seconds", "steps", "attended")
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +272,7 @@ class Usage(_message.Message):
     FIRST_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    ATTENDED_FIELD_NUMBER: _ClassVar[int]
     input_tokens: int
     context_tokens: int
     output_tokens: int
@@ -218,7 +280,8 @@ class Usage(_message.Message):
     first_token_seconds: float
     total_seconds: float
     steps: int
-    def __init__(self, input_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., first_token_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
+    attended: float
+    def __init__(self, input_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., first_token_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., steps: _Optional[int] = ..., attended: _Optional[float] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "logprob")
@@ -235,7 +298,7 @@ class TopLogprobs(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class Turn(_message.Message):
-    __slots__ = ("index", "messages", "token_ids", "state", "reply_start", "finish_reason", "fidelity", "request_id", "usage", "reuse", "created_at")
+    __slots__ = ("index", "messages", "token_ids", "state", "reply_start", "finish_reason", "fidelity", "request_id", "usage", "reuse", "created_at", "report")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +310,7 @@ class Turn(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     REUSE_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     index: int
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -258,10 +322,11 @@ class Turn(_message.Message):
     usage: Usage
     reuse: ReuseReport
     created_at: float
-    def __init__(self, index: _Optional[int] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., state: _Optional[_Union[TurnState, str]] = ..., reply_start: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., reuse: _Optional[_Union[ReuseReport, _Mapping]] = ..., created_at: _Optional[float] = ...) -> None: ...
+    report: FidelityReport
+    def __init__(self, index: _Optional[int] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., state: _Optional[_Union[TurnState, str]] = ..., reply_start: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., reuse: _Optional[_Union[ReuseReport, _Mapping]] = ..., created_at: _Optional[float] = ..., report: _Optional[_Union[FidelityReport, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "tenant", "format", "system", "tools", "policy", "labels", "ttl_seconds", "pinned", "parent", "parent_turn", "created_at", "updated_at", "expires_at", "fingerprint", "tokenizer_hash", "epoch", "n_turns", "n_tokens", "open_turn", "busy", "durable", "device_bytes", "disk_bytes", "device_tokens")
+    __slots__ = ("session_id", "tenant", "format", "system", "tools", "policy", "labels", "ttl_seconds", "pinned", "parent", "parent_turn", "created_at", "updated_at", "expires_at", "fingerprint", "tokenizer_hash", "epoch", "n_turns", "n_tokens", "open_turn", "busy", "durable", "device_bytes", "disk_bytes", "device_tokens", "fidelity", "resident_tokens", "sealed_tokens", "host_bytes", "exact")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +359,11 @@ class Session(_message.Message):
     DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEALED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     tenant: str
     format: SessionFormat
@@ -319,4 +389,9 @@ class Session(_message.Message):
     device_bytes: int
     disk_bytes: int
     device_tokens: int
-    def __init__(self, session_id: _Optional[str] = ..., tenant: _Optional[str] = ..., format: _Optional[_Union[SessionFormat, str]] = ..., system: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[ToolSpec, _Mapping]]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[float] = ..., pinned: bool = ..., parent: _Optional[str] = ..., parent_turn: _Optional[int] = ..., created_at: _Optional[float] = ..., updated_at: _Optional[float] = ..., expires_at: _Optional[float] = ..., fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., epoch: _Optional[int] = ..., n_turns: _Optional[int] = ..., n_tokens: _Optional[int] = ..., open_turn: bool = ..., busy: bool = ..., durable: bool = ..., device_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., device_tokens: _Optional[int] = ...) -> None: ...
+    fidelity: Fidelity
+    resident_tokens: int
+    sealed_tokens: int
+    host_bytes: int
+    exact: bool
+    def __init__(self, session_id: _Optional[str] = ..., tenant: _Optional[str] = ..., format: _Optional[_Union[SessionFormat, str]] = ..., system: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[ToolSpec, _Mapping]]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[float] = ..., pinned: bool = ..., parent: _Optional[str] = ..., parent_turn: _Optional[int] = ..., created_at: _Optional[float] = ..., updated_at: _Optional[float] = ..., expires_at: _Optional[float] = ..., fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., epoch: _Optional[int] = ..., n_turns: _Optional[int] = ..., n_tokens: _Optional[int] = ..., open_turn: bool = ..., busy: bool = ..., durable: bool = ..., device_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., device_tokens: _Optional[int] = ..., fidelity: _Optional[_Union[Fidelity, str]] = ..., resident_tokens: _Optional[int] = ..., sealed_tokens: _Optional[int] = ..., host_bytes: _Optional[int] = ..., exact: bool = ...) -> None: ...

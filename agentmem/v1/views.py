@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 
-from agentmem.types import Fingerprint, SessionId, SessionRecord, TenantId
+from agentmem.errors import InvalidInput
+from agentmem.types import Fidelity, Fingerprint, SessionId, SessionRecord, TenantId
 from agentmem.v1 import admin_pb2, generation_pb2, memory_pb2, session_pb2, types_pb2
 from agentmem.v1.convert import encoding, policy_from_pb, policy_to_pb, tools_from_pb, tools_to_pb, turn_from_pb, turn_to_pb
-from agentmem.v1.enums import CHANGE_KIND, SESSION_FORMAT, TIER
+from agentmem.v1.enums import CHANGE_KIND, FIDELITY, SEAL_STATE, SESSION_FORMAT, TIER
 from agentmem.views import (
     AppendResult,
     ChangeKind,
     DeleteReport,
+    ForgetTarget,
     Placement,
     PrefixInfo,
+    RecalledSpan,
+    SealState,
     ServerStats,
     SessionChange,
     SessionInfo,
@@ -111,6 +116,11 @@ def session_to_pb(info: SessionInfo) -> types_pb2.Session:
         device_bytes=info.device_bytes,
         disk_bytes=info.disk_bytes,
         device_tokens=info.device_tokens,
+        fidelity=FIDELITY[info.fidelity],
+        resident_tokens=info.resident_tokens,
+        sealed_tokens=info.sealed_tokens,
+        host_bytes=info.host_bytes,
+        exact=info.exact,
     )
 
 
@@ -148,6 +158,11 @@ def session_from_pb(session: types_pb2.Session) -> SessionInfo:
         device_bytes=session.device_bytes,
         disk_bytes=session.disk_bytes,
         device_tokens=session.device_tokens,
+        fidelity=FIDELITY.read(session.fidelity, "session.fidelity", Fidelity.EXACT),
+        resident_tokens=session.resident_tokens,
+        sealed_tokens=session.sealed_tokens,
+        host_bytes=session.host_bytes,
+        exact=session.exact,
     )
 
 
@@ -195,12 +210,57 @@ def turn_info_to_pb(info: TurnInfo, *, messages: bool, token_ids: bool) -> memor
         blocks_on_disk=info.blocks_on_disk,
         disk_bytes=info.disk_bytes,
         durable=info.durable,
+        resident_tokens=info.resident_tokens,
+        kept=info.kept,
+        host_bytes=info.host_bytes,
+        device_bytes=info.device_bytes,
+        attention=info.attention,
+        sealed=SEAL_STATE[info.sealed],
+        forgotten=info.forgotten,
     )
 
 
 def turn_info_from_pb(turn: memory_pb2.TurnInspection) -> TurnInfo:
     """Return the turn and its places."""
-    return TurnInfo(turn_from_pb(turn.turn), turn.n_tokens, turn.n_blocks, turn.blocks_on_disk, turn.disk_bytes, turn.durable)
+    return TurnInfo(
+        turn_from_pb(turn.turn),
+        turn.n_tokens,
+        turn.n_blocks,
+        turn.blocks_on_disk,
+        turn.disk_bytes,
+        turn.durable,
+        turn.resident_tokens,
+        turn.kept,
+        turn.host_bytes,
+        turn.device_bytes,
+        turn.attention if turn.HasField("attention") else None,
+        SEAL_STATE.read(turn.sealed, "turn.sealed", SealState.OPEN),
+        turn.forgotten,
+    )
+
+
+def span_to_pb(span: RecalledSpan) -> memory_pb2.RecalledSpan:
+    """Return the wire form of a recalled span."""
+    return memory_pb2.RecalledSpan(**asdict(span))
+
+
+def span_from_pb(span: memory_pb2.RecalledSpan) -> RecalledSpan:
+    """Return the recalled span."""
+    return RecalledSpan(span.turn_index, span.first_token, span.n_tokens, span.text, span.weight)
+
+
+def forget_to_pb(session_id: str, targets: Iterable[ForgetTarget]) -> memory_pb2.ForgetRequest:
+    """Return the request that forgets ``targets``."""
+    with encoding("messages"):
+        return memory_pb2.ForgetRequest(session_id=session_id, messages=[memory_pb2.ForgetTarget(**asdict(target)) for target in targets])
+
+
+def forget_from_pb(request: memory_pb2.ForgetRequest) -> tuple[ForgetTarget, ...]:
+    """Return what to forget. Raises InvalidInput for a target that names no message."""
+    for i, target in enumerate(request.messages):
+        if not target.HasField("message_index"):
+            raise InvalidInput(f"messages[{i}].message_index is not set; allowed: which of the turn's messages, 0 or more")
+    return tuple(ForgetTarget(target.turn_index, target.message_index) for target in request.messages)
 
 
 def prefix_to_pb(prefix: PrefixInfo) -> admin_pb2.Prefix:

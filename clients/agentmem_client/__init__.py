@@ -7,7 +7,19 @@
 Answers are the records of ``agentmem.types`` and ``agentmem.views``, failures the tree of ``agentmem.errors``.
 """
 
-from agentmem.types import FinishEvent, Message, ProgressEvent, SamplingParams, StartEvent, TokenEvent, ToolSpec, TurnInput
+from agentmem.types import (
+    Fidelity,
+    FinishEvent,
+    Message,
+    Policy,
+    ProgressEvent,
+    SamplingParams,
+    StartEvent,
+    TokenEvent,
+    ToolSpec,
+    TurnInput,
+)
+from agentmem.views import ForgetTarget
 from agentmem_client.client import AsyncAgentMem
 from agentmem_client.retry import RetryPolicy
 from agentmem_client.session import AsyncSession
@@ -17,8 +29,11 @@ __all__ = [
     "AgentMem",
     "AsyncAgentMem",
     "AsyncSession",
+    "Fidelity",
     "FinishEvent",
+    "ForgetTarget",
     "Message",
+    "Policy",
     "ProgressEvent",
     "RetryPolicy",
     "SamplingParams",

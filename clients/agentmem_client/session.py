@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -14,19 +14,31 @@ from typing import Self
 from agentmem.errors import AgentMemError, AlreadyExists, InternalError
 from agentmem.types import Fidelity, FinishEvent, GenerationEvent, Message, Policy, SamplingParams, SessionFormat, SessionRecord, TurnInput
 from agentmem.v1 import generation_pb2, memory_pb2, session_pb2
-from agentmem.v1.convert import sampling_to_pb, turn_input_to_pb
+from agentmem.v1.convert import encoding, sampling_to_pb, turn_input_to_pb
 from agentmem.v1.enums import FIDELITY
 from agentmem.v1.views import (
     append_result_from_pb,
     change_from_pb,
     delete_report_from_pb,
+    forget_to_pb,
     labels_to_pb,
     patch_to_pb,
     session_from_pb,
+    span_from_pb,
     spec_to_pb,
     turn_info_from_pb,
 )
-from agentmem.views import AppendResult, DeleteReport, SessionChange, SessionInfo, SessionPatch, SessionSpec, TurnInfo
+from agentmem.views import (
+    AppendResult,
+    DeleteReport,
+    ForgetTarget,
+    RecalledSpan,
+    SessionChange,
+    SessionInfo,
+    SessionPatch,
+    SessionSpec,
+    TurnInfo,
+)
 from agentmem_client.reply import Reply
 from agentmem_client.transport import Transport
 
@@ -128,7 +140,7 @@ class AsyncSession:
         """Add input and yield the reply's events, reconnecting when the stream breaks. Leaving the loop early cancels the reply.
 
         ``content`` None replies to what is there. ``request_id`` with ``resume_after`` (tokens already received) continues a
-        reply of an earlier process.
+        reply of an earlier process. ``fidelity`` is for this reply only; None: as the session's policy says.
         """
         sampling = sampling or SamplingParams()
         if sampling.temperature > 0 and sampling.seed is None and request_id is None:
@@ -209,11 +221,34 @@ class AsyncSession:
         answer = await self._transport.unary("SessionService/RollbackSession", request, session_pb2.RollbackSessionResponse)
         return session_from_pb(answer.session)
 
-    async def inspect(self, *, messages: bool = True, token_ids: bool = False) -> tuple[SessionInfo, list[TurnInfo]]:
-        """Return the session and its turns, with their messages and token ids when asked for."""
-        request = memory_pb2.InspectRequest(session_id=self.id, include_messages=messages, include_token_ids=token_ids)
-        answer = await self._transport.unary("MemoryService/Inspect", request, memory_pb2.InspectResponse)
+    async def inspect(
+        self, *, messages: bool = True, token_ids: bool = False, attention: bool = False
+    ) -> tuple[SessionInfo, list[TurnInfo]]:
+        """Return the session and its turns, with their messages, token ids and shares of attention when asked for."""
+        request = memory_pb2.InspectRequest(
+            session_id=self.id, include_messages=messages, include_token_ids=token_ids, include_attention=attention
+        )
+        seconds = self._transport.reply_seconds if attention else None  # attention is computed, the rest looked up
+        answer = await self._transport.unary("MemoryService/Inspect", request, memory_pb2.InspectResponse, seconds=seconds)
         return session_from_pb(answer.session), [turn_info_from_pb(turn) for turn in answer.turns]
+
+    async def recall(self, text: str, k: int = 10) -> list[RecalledSpan]:
+        """Return up to ``k`` (1 to 1,000) spans of the session that ``text`` attends to, heaviest first. The session stays as it is."""
+        with encoding("text or k"):
+            request = memory_pb2.RecallRequest(session_id=self.id, text=text, k=k)
+        seconds = self._transport.reply_seconds
+        answer = await self._transport.unary("MemoryService/Recall", request, memory_pb2.RecallResponse, seconds=seconds)
+        return [span_from_pb(span) for span in answer.spans]
+
+    async def forget(self, messages: Iterable[ForgetTarget]) -> SessionInfo:
+        """Forget messages for good: all of them or, where one does not exist, none. One that is forgotten already is no error."""
+        request = forget_to_pb(self.id, messages)
+        return session_from_pb((await self._transport.unary("MemoryService/Forget", request, memory_pb2.ForgetResponse)).session)
+
+    async def set_fidelity(self, fidelity: Fidelity) -> SessionInfo:
+        """Change what replies attend to from now on; the rest of the policy stays."""
+        request = memory_pb2.SetFidelityRequest(session_id=self.id, fidelity=FIDELITY[fidelity])
+        return session_from_pb((await self._transport.unary("MemoryService/SetFidelity", request, memory_pb2.SetFidelityResponse)).session)
 
     async def seal(self) -> SessionInfo:
         """Seal the open turn and wait until everything survives a crash."""

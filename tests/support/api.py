@@ -36,11 +36,22 @@ from agentmem.types import (
 )
 from agentmem.v1 import admin_pb2_grpc, generation_pb2_grpc, memory_pb2_grpc, session_pb2_grpc
 from agentmem.v1.status import DETAILS_KEY, error_from_status
-from agentmem.views import AppendResult, ChangeKind, DeleteReport, PrefixInfo, ServerStats, SessionChange, SessionInfo, TurnInfo
+from agentmem.views import (
+    AppendResult,
+    ChangeKind,
+    DeleteReport,
+    PrefixInfo,
+    RecalledSpan,
+    ServerStats,
+    SessionChange,
+    SessionInfo,
+    TurnInfo,
+)
 
 INFO = SessionInfo(
     SessionRecord(SessionId("s"), TenantId("default"), Fingerprint("f"), "t", labels={"a": "b"}, epoch=3), n_turns=2, n_tokens=9
 )
+SPAN = RecalledSpan(1, 64, 12, "the code is 7", 0.75)
 REUSE = ReuseReport(device=4, disk=2, computed=3)
 TURN = Turn(1, (Message("user", "hello"), Message("assistant", "hi")), (5, 6, 7), reply_start=2, finish_reason=FinishReason.STOP)
 EVENTS: tuple[GenerationEvent, ...] = (
@@ -154,12 +165,24 @@ class FakeSessions:
         self._called("cancel", *args)
         return True
 
-    async def inspect(self, *args: Any) -> tuple[SessionInfo, list[TurnInfo]]:  # type: ignore[valid-type]  # list is a method here
-        self._called("inspect", *args)
+    async def inspect(self, *args: Any, **kwargs: Any) -> tuple[SessionInfo, list[TurnInfo]]:  # type: ignore[valid-type]  # list is a method here
+        self._called("inspect", *args, **kwargs)
         return INFO, [TurnInfo(TURN, 3, 1, 1, 100)]
 
     async def seal(self, *args: Any) -> SessionInfo:
         self._called("seal", *args)
+        return INFO
+
+    async def recall(self, *args: Any) -> list[RecalledSpan]:  # type: ignore[valid-type]
+        self._called("recall", *args)
+        return [SPAN]
+
+    async def forget(self, *args: Any) -> SessionInfo:
+        self._called("forget", *args)
+        return INFO
+
+    async def set_fidelity(self, *args: Any) -> SessionInfo:
+        self._called("set_fidelity", *args)
         return INFO
 
     def stats(self) -> ServerStats:

@@ -16,6 +16,7 @@ from agentmem.errors import AgentMemError, AlreadyExists, Disconnected, InvalidI
 from agentmem.telemetry import Metrics
 from agentmem.types import (
     Fidelity,
+    FidelityReport,
     Fingerprint,
     FinishEvent,
     FinishReason,
@@ -40,7 +41,10 @@ from agentmem.views import (
     AppendResult,
     ChangeKind,
     DeleteReport,
+    ForgetTarget,
     PrefixInfo,
+    RecalledSpan,
+    SealState,
     ServerStats,
     SessionChange,
     SessionInfo,
@@ -54,6 +58,7 @@ from agentmem.views import (
 class FakeSession:
     record: SessionRecord
     turns: list[Turn] = field(default_factory=list)
+    forgotten: set[ForgetTarget] = field(default_factory=set)
 
 
 @dataclass
@@ -71,6 +76,7 @@ class FakeSessions:
     cancelled: list[str] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
     resumed_after: list[int] = field(default_factory=list)
+    fidelities: list[Fidelity | None] = field(default_factory=list)
     sessions: dict[tuple[str, str], FakeSession] = field(default_factory=dict)
     replies: dict[str, list[str]] = field(default_factory=dict)
 
@@ -90,7 +96,9 @@ class FakeSessions:
         return self.sessions[tenant, session_id]
 
     def _info(self, session: FakeSession) -> SessionInfo:
-        return SessionInfo(session.record, n_turns=len(session.turns), n_tokens=sum(len(turn.token_ids) for turn in session.turns))
+        asked, n_tokens = session.record.policy.fidelity, sum(len(turn.token_ids) for turn in session.turns)
+        runs = Fidelity.EXACT if asked is Fidelity.AUTO else asked
+        return SessionInfo(session.record, n_turns=len(session.turns), n_tokens=n_tokens, fidelity=runs, exact=not session.forgotten)
 
     def _add(self, record: SessionRecord, turns: list[Turn]) -> SessionInfo:
         if (record.tenant, record.id) in self.sessions:
@@ -204,6 +212,7 @@ class FakeSessions:
         self._enter("generate")
         self.params.append(params)
         self.resumed_after.append(resume_after)
+        self.fidelities.append(fidelity)
         session = self._find(tenant, session_id)
         request = RequestId(request_id or "none")
         if request not in self.replies:
@@ -211,7 +220,16 @@ class FakeSessions:
             self.replies[request] = [f"{word} " for word in f"you said: {said}".split()]
             message = Message("assistant", "".join(self.replies[request]))
             session.turns.append(
-                Turn(len(session.turns), (*turn_input.messages, message), tuple(range(5)), TurnState.SEALED, 2, FinishReason.STOP)
+                Turn(
+                    len(session.turns),
+                    (*turn_input.messages, message),
+                    tuple(range(5)),
+                    TurnState.SEALED,
+                    2,
+                    FinishReason.STOP,
+                    fidelity or Fidelity.EXACT,
+                    report=FidelityReport(3, 0.5, 0.25, 0.75, 4, 0.5, 0.1, 256, 0.2, 512) if fidelity is Fidelity.RECALL else None,
+                )
             )
         words = self.replies[request]
         turn, reuse = len(session.turns) - 1, ReuseReport(device=7, computed=3)
@@ -225,7 +243,7 @@ class FakeSessions:
             if self.stall is not None:
                 await self.stall.wait()
         text = "".join(words)
-        usage = Usage(3, 10, len(words), 0.0, 0.01, 0.02, len(words))
+        usage = Usage(3, 10, len(words), 0.0, 0.01, 0.02, len(words), 0.5 if fidelity is Fidelity.RECALL else 1.0)
         yield FinishEvent(turn, FinishReason.STOP, Message("assistant", text), text, usage, reuse, fidelity or Fidelity.EXACT, durable=True)
 
     async def end_turn(self, tenant: TenantId, session_id: str, *, waiting_on_tool: bool, eta_seconds: float) -> SessionInfo:
@@ -237,10 +255,45 @@ class FakeSessions:
         self.cancelled.append(request_id)
         return request_id in self.replies
 
-    async def inspect(self, tenant: TenantId, session_id: str) -> tuple[SessionInfo, Sequence[TurnInfo]]:
+    async def inspect(self, tenant: TenantId, session_id: str, *, attention: bool) -> tuple[SessionInfo, Sequence[TurnInfo]]:
         self._enter("inspect")
         session = self._find(tenant, session_id)
-        return self._info(session), [TurnInfo(turn, n_tokens=len(turn.token_ids)) for turn in session.turns]
+        shares = [turn.index / sum(range(len(session.turns))) for turn in session.turns] if attention else [None] * len(session.turns)
+        return self._info(session), [
+            TurnInfo(
+                turn,
+                n_tokens=len(turn.token_ids),
+                kept=0.25,
+                host_bytes=2048,
+                device_bytes=1024,
+                attention=share,
+                sealed=SealState.QUEUED,
+                forgotten=sum(target.turn_index == turn.index for target in session.forgotten),
+            )
+            for turn, share in zip(session.turns, shares, strict=True)
+        ]
+
+    async def recall(self, tenant: TenantId, session_id: str, text: str, k: int) -> Sequence[RecalledSpan]:
+        self._enter("recall")
+        turns = self._find(tenant, session_id).turns
+        said = [(turn.index, message.content) for turn in turns for message in turn.messages if text in message.content]
+        return [RecalledSpan(index, 5 * index, 5, content, 1 / (2 + i)) for i, (index, content) in enumerate(said[:k])]
+
+    async def forget(self, tenant: TenantId, session_id: str, messages: Sequence[ForgetTarget]) -> SessionInfo:
+        self._enter("forget")
+        session = self._find(tenant, session_id)
+        for target in messages:
+            if target.turn_index >= len(session.turns):
+                raise InvalidInput(f"there is no turn {target.turn_index}")
+        session.forgotten.update(messages)
+        self._answer()
+        return self._info(session)
+
+    async def set_fidelity(self, tenant: TenantId, session_id: str, fidelity: Fidelity) -> SessionInfo:
+        self._enter("set_fidelity")
+        session = self._find(tenant, session_id)
+        session.record = replace(session.record, policy=replace(session.record.policy, fidelity=fidelity))
+        return self._info(session)
 
     async def seal(self, tenant: TenantId, session_id: str) -> SessionInfo:
         self._enter("seal")

@@ -19,7 +19,7 @@ METHODS: dict[str, MethodDescriptor] = {
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-UNIMPLEMENTED = {"GenerationService/Converse", "MemoryService/Recall", "MemoryService/Forget", "MemoryService/SetFidelity"}
+UNIMPLEMENTED = {"GenerationService/Converse"}
 
 
 class Outcome(NamedTuple):

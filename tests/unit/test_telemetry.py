@@ -30,7 +30,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 def test_a_reply_is_counted() -> None:
     """Tokens by tier, times per token, and why the first token was missed."""
     metrics = Metrics()
-    metrics.reply(Usage(3, 9, 5, 0.5, 1.0, 3.0, 5), ReuseReport(device=4, host=1, disk=2, computed=3, reason=MissReason.EVICTED))
+    metrics.reply(Usage(3, 9, 5, 0.5, 1.0, 3.0, 5, 0.25), ReuseReport(device=4, host=1, disk=2, computed=3, reason=MissReason.EVICTED))
     assert (3, 5, 3) == (
         value(metrics, "prompt_tokens_total"),
         value(metrics, "generation_tokens_total"),
@@ -38,6 +38,7 @@ def test_a_reply_is_counted() -> None:
     )
     assert [4, 1, 2, 0] == [value(metrics, "prefix_cache_hit_tokens_total", tier=tier) for tier in ("device", "host", "disk", "peer")]
     assert 1 == value(metrics, "prefix_cache_misses_total", reason="evicted")
+    assert (1, 0.25) == (value(metrics, "attended_share_count"), value(metrics, "attended_share_sum"))
     assert (0.5, 1.0, 0.5) == (
         value(metrics, "queue_seconds_sum"),
         value(metrics, "time_to_first_token_seconds_sum"),
@@ -49,7 +50,7 @@ def test_a_reply_without_tokens_has_no_token_times() -> None:
     """A reply that was cancelled before its first token does not pull the means down; one token has no time between tokens."""
     metrics = Metrics()
     metrics.reply(Usage(), ReuseReport())
-    assert 0 == value(metrics, "time_to_first_token_seconds_count")
+    assert (0, 0) == (value(metrics, "time_to_first_token_seconds_count"), value(metrics, "attended_share_count"))
     metrics.reply(Usage(output_tokens=1, first_token_seconds=1.0, total_seconds=1.0), ReuseReport())
     assert (1, 0) == (value(metrics, "time_to_first_token_seconds_count"), value(metrics, "time_per_output_token_seconds_count"))
 
@@ -65,6 +66,14 @@ def test_the_replicas_numbers_are_read_at_the_scrape() -> None:
     page = generate_latest(metrics.registry).decode()
     assert "agentmem_model" not in page
     assert not [line for line in page.splitlines() if "session_id" in line or "tenant" in line]
+
+
+def test_what_only_grows_is_a_counter() -> None:
+    """Tiers and queues are gauges; what was evicted, sealed and re-encoded is counted, so that rates can be taken of it."""
+    metrics = Metrics()
+    metrics.watch(lambda: ServerStats(host_bytes_used=1, seal_queue=2, seals_parked=3, seals_done=4, tokens_reencoded=5, blocks_evicted=6))
+    assert [1, 2, 3] == [value(metrics, name) for name in ("host_bytes_used", "seal_queue", "seals_parked")]
+    assert [4, 5, 6] == [value(metrics, f"{name}_total") for name in ("seals_done", "tokens_reencoded", "blocks_evicted")]
 
 
 def lines(log_format: str, *, prompt_text: bool = False, level: str = "info") -> tuple[logging.Logger, io.StringIO]:

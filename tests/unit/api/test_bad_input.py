@@ -19,7 +19,7 @@ METHODS = {
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-UNIMPLEMENTED = {"GenerationService.Converse", "MemoryService.Recall", "MemoryService.Forget", "MemoryService.SetFidelity"}
+UNIMPLEMENTED = {"GenerationService.Converse"}
 NOTHING_REQUIRED = {
     "SessionService.CreateSession", "SessionService.ListSessions", "SessionService.ImportSession",
     "AdminService.GetStats", "AdminService.ListPrefixes", "AdminService.Drain", "AdminService.GetPlacement",
@@ -49,6 +49,21 @@ CREATE = "SessionService.CreateSession"
 LIST = "SessionService.ListSessions"
 UPDATE = "SessionService.UpdateSession"
 FORK = "SessionService.ForkSession"
+RECALL = "MemoryService.Recall"
+FORGET = "MemoryService.Forget"
+POLICIES = (
+    ({"keep": 0}, "policy.keep is 0.0; allowed: above 0, up to 1"),
+    ({"keep": 1.01}, "policy.keep is 1.01; allowed: above 0, up to 1"),
+    ({"keep": float("nan")}, "policy.keep is nan; allowed: above 0, up to 1"),
+    ({"recall_tokens": 0}, "policy.recall_tokens is 0; allowed: 1 to 65536"),
+    ({"recall_tokens": 65_537}, "policy.recall_tokens is 65537; allowed: 1 to 65536"),
+    ({"bits": 100}, "policy.bits is 100; allowed: 64 to 1024, a multiple of 64"),
+    ({"bits": 0}, "policy.bits is 0; allowed: 64 to 1024, a multiple of 64"),
+    ({"stride": 0}, "policy.stride is 0; allowed: 1 to 64 steps"),
+    ({"dense_layers": -1}, "policy.dense_layers is -1; allowed: 0 to 1024"),
+    ({"objective": 1.5}, "policy.objective is 1.5; allowed: 0 (budgets stay) to 1"),
+    ({"prefill": 9}, "policy.prefill is 9, which is none of: PREFILL_EXACT, PREFILL_VIEW"),
+)
 NEEDS_ID = sorted(METHODS.keys() - NOTHING_REQUIRED - UNIMPLEMENTED)
 
 CASES = [
@@ -103,6 +118,21 @@ CASES = [
     with_id(GENERATE, "max_tokens is 0; allowed: 1 to 1000000", sampling={"max_tokens": 0}),
     with_id(GENERATE, "logprobs is 21; allowed: none, or 0 to 20", sampling={"logprobs": 21}),
     with_id(GENERATE, "stop is ('äää", sampling={"stop": ["ä" * 1000] * 17}),  # longer than trailers may be
+    *(Bad(CREATE, {"policy": policy}, says) for policy, says in POLICIES),
+    *(with_id(UPDATE, says, policy=policy) for policy, says in POLICIES),
+    with_id(RECALL, "text is ''; allowed: a text that is not empty", k=5),
+    with_id(RECALL, "k is 0; allowed: 1 to 1000", text="x", k=0),
+    with_id(RECALL, "k is -1; allowed: 1 to 1000", text="x", k=-1),
+    with_id(RECALL, "k is 1001; allowed: 1 to 1000", text="x", k=1001),
+    with_id(FORGET, "messages has 0 entries; allowed: 1 to 20000"),
+    with_id(FORGET, "messages has 20001 entries; allowed: 1 to 20000", messages=[{"turn_index": 1, "message_index": 0}] * 20_001),
+    with_id(FORGET, "messages[0].turn_index is 0; allowed: 1 or more; turn 0", messages=[{"message_index": 1}]),
+    with_id(FORGET, "messages[0].message_index is not set; allowed: which of the turn's messages", messages=[{"turn_index": 1}]),
+    with_id(
+        FORGET, "messages[1].message_index is -1; allowed: 0 or more", messages=[{"turn_index": 1, "message_index": i} for i in (0, -1)]
+    ),
+    with_id("MemoryService.SetFidelity", "fidelity is 0, which is none of: FIDELITY_AUTO"),
+    with_id("MemoryService.SetFidelity", "fidelity is 9, which is none of: FIDELITY_AUTO", fidelity=9),
     with_id("GenerationService.EndTurn", "eta_seconds is -1.0; allowed: 0 or more seconds", eta_seconds=-1),
     with_id("GenerationService.Cancel", f"request_id is ''; {PRINTABLE}"),
     Bad("AdminService.ListPrefixes", {"limit": -5}, "limit is -5; allowed: 0 to 1000"),

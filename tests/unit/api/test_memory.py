@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from support.api import INFO, TURN, Api, refusal
+from support.api import INFO, SPAN, TURN, Api
 
-from agentmem.errors import NotImplementedYet
-from agentmem.types import Turn
+from agentmem.types import Fidelity, Turn
 from agentmem.v1 import memory_pb2 as pb
 from agentmem.v1 import views
+from agentmem.v1.enums import FIDELITY
+from agentmem.views import ForgetTarget
 
 
 async def test_inspect_leaves_out_what_is_long(api: Api) -> None:
@@ -32,15 +33,32 @@ async def test_seal(api: Api) -> None:
     assert INFO == views.session_from_pb(response.session)
 
 
-@pytest.mark.parametrize(
-    ("method", "request_type", "capability"),
-    [
-        ("Recall", pb.RecallRequest, "recall"),
-        ("Forget", pb.ForgetRequest, "forget"),
-        ("SetFidelity", pb.SetFidelityRequest, "set_fidelity"),
-    ],
-)
-async def test_what_is_not_there_yet_says_so(api: Api, method: str, request_type: type, capability: str) -> None:
-    """UNIMPLEMENTED carries the reason and the capability's name."""
-    error = await refusal(getattr(api.memory, method)(request_type(session_id="s")))
-    assert (NotImplementedYet, "UNIMPLEMENTED", {"capability": capability}) == (type(error), error.reason, error.metadata)
+async def test_inspect_asks_for_attention_only_when_told_to(api: Api) -> None:
+    """The switch reaches the manager; it is off by default, since it costs a forward pass."""
+    await api.memory.Inspect(pb.InspectRequest(session_id="s"))
+    await api.memory.Inspect(pb.InspectRequest(session_id="s", include_attention=True))
+    assert [False, True] == [kwargs["attention"] for _, _, kwargs in api.sessions.calls]
+
+
+@pytest.mark.parametrize(("fields", "k"), [({}, 10), ({"k": 1}, 1), ({"k": 1000}, 1000)])
+async def test_recall(api: Api, fields: dict[str, int], k: int) -> None:
+    """The spans come back as the manager found them; without k there are at most ten."""
+    response = await api.memory.Recall(pb.RecallRequest(session_id="s", text="code", **fields))
+    assert [SPAN] == [views.span_from_pb(span) for span in response.spans]
+    assert [("recall", ("default", "s", "code", k), {})] == api.sessions.calls
+
+
+async def test_forget(api: Api) -> None:
+    """The messages reach the manager as they were named, duplicates too, and the session comes back."""
+    targets = (ForgetTarget(1, 0), ForgetTarget(2, 3), ForgetTarget(1, 0))
+    response = await api.memory.Forget(views.forget_to_pb("s", targets))
+    assert INFO == views.session_from_pb(response.session)
+    assert [("forget", ("default", "s", targets), {})] == api.sessions.calls
+
+
+@pytest.mark.parametrize("fidelity", Fidelity)
+async def test_set_fidelity(api: Api, fidelity: Fidelity) -> None:
+    """Every fidelity reaches the manager, AUTO too."""
+    response = await api.memory.SetFidelity(pb.SetFidelityRequest(session_id="s", fidelity=FIDELITY[fidelity]))
+    assert INFO == views.session_from_pb(response.session)
+    assert [("set_fidelity", ("default", "s", fidelity), {})] == api.sessions.calls

@@ -22,7 +22,7 @@ from agentmem.types import (
     ToolSpec,
     TurnInput,
 )
-from agentmem.views import ChangeKind, DeleteReport
+from agentmem.views import ChangeKind, DeleteReport, ForgetTarget, RecalledSpan
 from agentmem_client import AsyncAgentMem, AsyncSession
 
 
@@ -99,6 +99,48 @@ async def test_everything_a_session_can_do(client: AsyncAgentMem) -> None:
         assert DeleteReport(1, 2, 4096, 1) == await session.delete()
         with pytest.raises(NotFound, match="no session 'a'"):
             await session.info()
+
+
+async def test_memory_is_asked_edited_and_switched(client: AsyncAgentMem, sessions: FakeSessions) -> None:
+    """Recall returns spans, heaviest first and no more than k; forgetting and another fidelity answer with the session."""
+    async with client.session("a", policy=Policy(keep=0.5)) as session:
+        await session.generate_text("the code is 7")
+        await session.generate_text("something else")
+        spans = await session.recall("code is")
+        assert [RecalledSpan(1, 5, 5, "the code is 7", 0.5), RecalledSpan(1, 5, 5, "you said: the code is 7 ", 1 / 3)] == spans
+        assert spans[:1] == await session.recall("code is", k=1)
+        info = await session.set_fidelity(Fidelity.RECALL)
+        assert (Policy(Fidelity.RECALL, keep=0.5), Fidelity.RECALL) == (info.record.policy, info.fidelity)
+        sessions.lost_answers = 1
+        assert not (await session.forget([ForgetTarget(1, 0), ForgetTarget(2, 1)])).exact
+        _, turns = await session.inspect(attention=True)
+        assert [(0.0, 0), (1 / 3, 1), (2 / 3, 1)] == [(turn.attention, turn.forgotten) for turn in turns]
+        assert [None] * 3 == [turn.attention for turn in (await session.inspect())[1]]
+
+
+@pytest.mark.parametrize("k", [0, 1001, 2**40])
+async def test_too_many_or_too_few_spans_are_refused(client: AsyncAgentMem, k: int) -> None:
+    """The number of spans is 1 to 1,000, whatever refuses it."""
+    async with client.session() as session:
+        with pytest.raises(InvalidInput, match="k is|k holds"):
+            await session.recall("x", k=k)
+
+
+async def test_forgetting_what_is_not_there(client: AsyncAgentMem) -> None:
+    """Nothing to forget, the prelude, and a turn that does not exist are told apart."""
+    async with client.session() as session:
+        for targets, says in (([], "messages has 0"), ([ForgetTarget(0, 0)], "turn 0"), ([ForgetTarget(7, 0)], "no turn 7")):
+            with pytest.raises(InvalidInput, match=says):
+                await session.forget(targets)
+
+
+@pytest.mark.parametrize("fidelity", [None, *Fidelity])
+async def test_a_reply_has_its_own_fidelity(client: AsyncAgentMem, sessions: FakeSessions, fidelity: Fidelity | None) -> None:
+    """A call may ask for any fidelity; the reply says what it ran with and how much it attended to."""
+    async with client.session() as session:
+        finish = await session.generate_text("hello", fidelity=fidelity)
+    assert [fidelity] == sessions.fidelities
+    assert (fidelity or Fidelity.EXACT, 0.5 if fidelity is Fidelity.RECALL else 1.0) == (finish.fidelity, finish.usage.attended)
 
 
 async def test_a_broken_stream_is_continued_without_loss_or_repetition(client: AsyncAgentMem, sessions: FakeSessions) -> None:

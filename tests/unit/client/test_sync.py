@@ -13,7 +13,8 @@ import pytest
 from support.fake_service import FakeSessions, serving_on_a_thread
 
 from agentmem.errors import Disconnected, NotFound
-from agentmem.types import FinishEvent, StartEvent, TokenEvent
+from agentmem.types import Fidelity, FinishEvent, StartEvent, TokenEvent
+from agentmem.views import ForgetTarget
 from agentmem_client import AgentMem, AsyncAgentMem, AsyncSession, RetryPolicy, Session
 from agentmem_client.sync import LoopThread
 
@@ -38,6 +39,9 @@ def test_the_same_words_without_await(address: str, sessions: FakeSessions) -> N
         assert isinstance(events[-1], FinishEvent)
         assert "you said: more " == session.generate_text("more").text
         with session.fork(1) as fork:
+            assert [1, 2] == [span.turn_index for span in session.recall("you said")]
+            assert Fidelity.COMPACT is session.set_fidelity(Fidelity.COMPACT).fidelity
+            assert not session.forget([ForgetTarget(1, 0)]).exact
             assert ("a", 1) == ((record := fork.info().record).parent, record.parent_turn)
         copy = client.import_session(session.export(), session_id="b")
         assert isinstance(copy, Session)

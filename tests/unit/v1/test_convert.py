@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,12 +12,14 @@ from agentmem.errors import InvalidInput
 from agentmem.types import (
     ROLES,
     Fidelity,
+    FidelityReport,
     FinishEvent,
     FinishReason,
     GenerationEvent,
     Message,
     MissReason,
     Policy,
+    Prefill,
     ProgressEvent,
     RequestId,
     ReuseReport,
@@ -43,7 +46,26 @@ CALLS = st.lists(st.builds(ToolCall, TEXT, TEXT, TEXT), max_size=2).map(tuple)
 MESSAGES = st.builds(Message, st.sampled_from(ROLES), TEXT, TEXT, TEXT, CALLS)
 FIDELITIES = st.sampled_from(Fidelity)
 REUSES = st.builds(ReuseReport, COUNT, COUNT, COUNT, COUNT, COUNT, st.sampled_from(MissReason), TEXT)
-USAGES = st.builds(Usage, COUNT, COUNT, COUNT, SECONDS, SECONDS, SECONDS, COUNT)
+SHARES = st.floats(0, 1)
+USAGES = st.builds(Usage, COUNT, COUNT, COUNT, SECONDS, SECONDS, SECONDS, COUNT, SHARES)
+REPORTS = st.builds(
+    FidelityReport,
+    COUNT, SHARES, SECONDS, SECONDS, st.none() | COUNT, SHARES, SHARES, COUNT, SHARES, COUNT, st.booleans(), TEXT,
+)  # fmt: skip
+POLICIES = st.builds(
+    Policy,
+    fidelity=FIDELITIES,
+    compressor=TEXT,
+    keep=st.floats(0, 1, exclude_min=True),
+    recall=TEXT,
+    recall_tokens=st.integers(1, 65_536),
+    bits=st.sampled_from([64, 256, 1024]),
+    stride=st.integers(1, 64),
+    dense_layers=st.integers(0, 1024),
+    prefill=st.sampled_from(Prefill),
+    reencode=st.booleans(),
+    objective=SHARES,
+)
 LOGPROBS = st.lists(st.builds(TokenLogprob, TOKEN, st.floats(-100, 0)), max_size=3).map(tuple)
 REQUEST_IDS = TEXT.filter(bool).map(RequestId)
 TURNS = st.builds(
@@ -59,6 +81,7 @@ TURNS = st.builds(
     usage=USAGES,
     reuse=REUSES,
     created_at=SECONDS,
+    report=st.none() | REPORTS,
 )
 PARAMS = st.builds(
     SamplingParams,
@@ -129,10 +152,29 @@ def test_tools(tool: ToolSpec) -> None:
     assert (tool,) == convert.tools_from_pb(convert.tools_to_pb([tool]))
 
 
-@pytest.mark.parametrize("fidelity", Fidelity)
-def test_policies(fidelity: Fidelity) -> None:
+@given(POLICIES)
+def test_policies(policy: Policy) -> None:
     """A policy survives the wire."""
-    assert Policy(fidelity) == convert.policy_from_pb(convert.policy_to_pb(Policy(fidelity)))
+    assert policy == convert.policy_from_pb(types_pb2.Policy.FromString(convert.policy_to_pb(policy).SerializeToString()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"dense_layers": 2}, Policy(dense_layers=2)),
+        ({"objective": 0.0}, Policy(objective=0.0)),
+        ({"reencode": False}, Policy(reencode=False)),
+    ],
+)
+def test_a_policy_may_set_one_field(fields: dict[str, Any], expected: Policy) -> None:
+    """What a policy leaves out has its default; a zero that is set stays zero."""
+    assert expected == convert.policy_from_pb(types_pb2.Policy(**fields))
+
+
+def test_a_name_that_the_wire_cannot_carry() -> None:
+    """A lone surrogate in a method's name is refused before anything is sent."""
+    with pytest.raises(InvalidInput, match="policy holds a lone surrogate"):
+        convert.policy_to_pb(Policy(compressor="\ud800"))
 
 
 def test_what_is_unset_has_its_default() -> None:
@@ -140,6 +182,7 @@ def test_what_is_unset_has_its_default() -> None:
     assert SamplingParams() == convert.sampling_from_pb(types_pb2.SamplingParams())
     assert Policy() == convert.policy_from_pb(types_pb2.Policy())
     assert ReuseReport() == convert.reuse_from_pb(types_pb2.ReuseReport())
+    assert Usage() == convert.usage_from_pb(types_pb2.Usage())
 
 
 def test_an_event_of_a_newer_server_is_skipped() -> None:

@@ -4,13 +4,16 @@ import pytest
 
 from agentmem.errors import InvalidInput
 from agentmem.types import Fidelity, Fingerprint, Policy, SessionFormat, SessionId, SessionRecord, TenantId, Tier, ToolSpec, Turn
-from agentmem.v1 import session_pb2, types_pb2, views
+from agentmem.v1 import memory_pb2, session_pb2, types_pb2, views
 from agentmem.views import (
     AppendResult,
     ChangeKind,
     DeleteReport,
+    ForgetTarget,
     Placement,
     PrefixInfo,
+    RecalledSpan,
+    SealState,
     ServerStats,
     SessionChange,
     SessionInfo,
@@ -27,7 +30,7 @@ RECORD = SessionRecord(
     format=SessionFormat.RAW,
     system="sys",
     tools=(ToolSpec("n", "d", "{}"),),
-    policy=Policy(Fidelity.EXACT),
+    policy=Policy(Fidelity.EXACT, compressor="knorm", keep=0.5),
     labels={"a": "b"},
     ttl_seconds=1.5,
     pinned=True,
@@ -38,7 +41,22 @@ RECORD = SessionRecord(
     updated_at=2.0,
     expires_at=3.0,
 )
-INFO = SessionInfo(RECORD, 1, 2, open_turn=True, busy=True, durable=False, device_bytes=3, disk_bytes=4, device_tokens=5)
+INFO = SessionInfo(
+    RECORD,
+    1,
+    2,
+    open_turn=True,
+    busy=True,
+    durable=False,
+    device_bytes=3,
+    disk_bytes=4,
+    device_tokens=5,
+    fidelity=Fidelity.RECALL,
+    resident_tokens=6,
+    sealed_tokens=7,
+    host_bytes=8,
+    exact=False,
+)
 BARE = SessionInfo(SessionRecord(SessionId("s"), TenantId("t"), Fingerprint("f"), "h"))
 SPEC = SessionSpec("s", SessionFormat.RAW, "x", (ToolSpec("n", "d", "p"),), Policy(Fidelity.COMPACT), 2.5, {"a": "b"}, pinned=True)
 
@@ -86,14 +104,39 @@ def test_reports() -> None:
     """The smaller answers survive the wire."""
     report, result = DeleteReport(1, 2, 3, 4), AppendResult(1, 2, 3, durable=True)
     prefix, place = PrefixInfo("ab", 1, 2, 3, Tier.HOST), Placement("r", "h:1", local=True, epoch=5)
-    turn = TurnInfo(Turn(1, token_ids=(1, 2)), 2, 3, 4, 5, durable=False)
-    stats = ServerStats("v", "m", "f", 0.5, *range(1, 16), draining=True)
+    turn = TurnInfo(Turn(1, token_ids=(1, 2)), 2, 3, 4, 5, False, 6, 0.25, 7, 8, None, SealState.PARKED, 9)  # noqa: FBT003 -- in order
+    stats = ServerStats("v", "m", "f", 0.5, *range(1, 16), True, *range(16, 29))  # noqa: FBT003 -- in order
+    span = RecalledSpan(1, 2, 3, "text", 0.5)
     assert report == views.delete_report_from_pb(views.delete_report_to_pb(report))
     assert result == views.append_result_from_pb(views.append_result_to_pb(result))
     assert prefix == views.prefix_from_pb(views.prefix_to_pb(prefix))
     assert place == views.placement_from_pb(views.placement_to_pb(place))
     assert turn == views.turn_info_from_pb(views.turn_info_to_pb(turn, messages=True, token_ids=True))
     assert stats == views.stats_from_pb(views.stats_to_pb(stats))
+    assert span == views.span_from_pb(views.span_to_pb(span))
+
+
+@pytest.mark.parametrize("attention", [None, 0.0, 0.5])
+def test_no_attention_is_not_zero_attention(attention: float | None) -> None:
+    """A turn that gets none and a turn that nobody asked about stay apart."""
+    turn = TurnInfo(Turn(1), attention=attention)
+    wire = memory_pb2.TurnInspection.FromString(views.turn_info_to_pb(turn, messages=True, token_ids=True).SerializeToString())
+    assert turn == views.turn_info_from_pb(wire)
+
+
+@pytest.mark.parametrize("state", SealState)
+def test_seal_states(state: SealState) -> None:
+    """Every state survives the wire."""
+    assert state is views.turn_info_from_pb(views.turn_info_to_pb(TurnInfo(Turn(1), sealed=state), messages=True, token_ids=True)).sealed
+
+
+def test_forgetting() -> None:
+    """The messages survive the wire in order, the first of a turn too; what fits no number is refused before anything is sent."""
+    targets = (ForgetTarget(1, 0), ForgetTarget(2, 3), ForgetTarget(1, 0))
+    request = memory_pb2.ForgetRequest.FromString(views.forget_to_pb("s", targets).SerializeToString())
+    assert ("s", targets) == (request.session_id, views.forget_from_pb(request))
+    with pytest.raises(InvalidInput, match="messages holds a value that cannot be sent"):
+        views.forget_to_pb("s", [ForgetTarget(2**31, 0)])
 
 
 @pytest.mark.parametrize("labels", [{"a": "\ud800"}, {"\ud800": "a"}])
