@@ -161,8 +161,8 @@ class StorageFailed(AgentMemError):
 class SealFailed(AgentMemError):
     """A seal job has no result; the message names the job, its attempts and the last error.
 
-    SEAL_PARKED: it failed as often as it may, and waits for an operator. SEAL_BLOCKS_LOST: blocks that it reads are not there; it
-    may be asked for again once they are.
+    SEAL_PARKED: it failed as often as it may, and waits for an operator. SEAL_INPUT_LOST: blocks or queries that it reads are
+    not there; it may be asked for again once they are.
     """
 
     default_reason = "SEAL_PARKED"

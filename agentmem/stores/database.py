@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +27,9 @@ class Database:
     SQLite's and the disk's errors leave as StorageFailed, values that SQLite cannot hold as InvalidInput.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, connect: Callable[[Path], sqlite3.Connection] = connect, name: str = "ledger") -> None:
         self.path = path
+        self._name = name
         self._lock = threading.Lock()
         self._connection = connect(path)
 
@@ -61,7 +62,7 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise StorageFailed(f"the ledger {self.path} refused: {error} ({free_bytes(self.path.parent)})") from error
+            raise StorageFailed(f"the {self._name} {self.path} refused: {error} ({free_bytes(self.path.parent)})") from error
         except UnicodeEncodeError as error:
             raise InvalidInput(f"text holds a lone surrogate at character {error.start}; allowed: what UTF-8 can hold") from error
         except OverflowError as error:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from agentmem.compression.recipe import SealJob
+from agentmem.compression.sealing import SealInputMissing
 from agentmem.config import WorkersSettings
 from agentmem.errors import SealFailed
 from agentmem.registry import Registry
+from agentmem.stores.records import BlockUnavailable
 from agentmem_workers.place import Place
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ class ParkedJob:
     block: str
     attempts: int
     error: str
-    since: float = field(default_factory=time.time)
+    since: float
 
 
 class Executor(Protocol):
@@ -42,7 +43,7 @@ class Executor(Protocol):
         """Return when the job's result is there.
 
         Equal jobs at once are computed once, and not at all where the result exists. A caller that is cancelled leaves the job running.
-        Raises SealFailed for a job that is parked, or whose blocks are lost, and Draining once the executor is closed.
+        Raises SealFailed for a job that is parked, or whose input is lost, and Draining once the executor is closed.
         """
         ...
 
@@ -88,6 +89,10 @@ def job_key(job: SealJob) -> str:
     return f"{job.block.hex()}.{job.name}"
 
 
+# What a job reads is not there: trying again cannot help, but whoever makes it again may ask again.
+LOST = (BlockUnavailable, SealInputMissing)
+
+
 def parked_job(key: str, attempts: int, error: str, since: float) -> ParkedJob:
     """Return the record of a parked job by its key."""
     block, _, name = key.partition(".")
@@ -100,5 +105,5 @@ def parked_error(key: str, attempts: int, error: str) -> SealFailed:
 
 
 def lost_error(key: str, error: str) -> SealFailed:
-    """Return what waiting for a job raises whose blocks are not there."""
-    return SealFailed(f"seal job {key} cannot read its blocks: {error}", reason="SEAL_BLOCKS_LOST", metadata={"job": key})
+    """Return what waiting for a job raises whose input is not there."""
+    return SealFailed(f"seal job {key} cannot read its input: {error}", reason="SEAL_INPUT_LOST", metadata={"job": key})
