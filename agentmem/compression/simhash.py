@@ -35,4 +35,4 @@ def encode(x: Tensor, directions: Tensor) -> Tensor:
     """
     positive = torch.matmul(x.float(), directions.to(x.device).T) > 0
     place = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=x.device)
-    return (positive.view(*x.shape[:-1], -1, 8) * place).sum(dim=-1, dtype=torch.uint8)
+    return (positive.view(*x.shape[:-1], len(directions) // 8, 8) * place).sum(dim=-1, dtype=torch.uint8)
