@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from agentmem import __version__
-from agentmem.cli import chat, doctor, options, serve, session, settings
+from agentmem.cli import chat, doctor, options, serve, session, settings, worker
 from agentmem.cli.output import fail
 from agentmem.errors import AgentMemError
 
@@ -32,6 +32,7 @@ app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
 app.add_typer(session.app, name="session")
+app.add_typer(worker.app, name="worker")
 app.add_typer(settings.app, name="config")
 
 
