@@ -191,7 +191,7 @@ class ServerStats:
     host_bytes_used: int = 0
     host_bytes_budget: int = 0
     disk_bytes_used: int = 0  # blocks and the results of seal jobs
-    disk_bytes_budget: int = 0  # 0: no limit
+    disk_bytes_budget: int = 0
     index_bytes: int = 0  # host memory of the recall indexes
     resident_bytes: int = 0  # device memory of what stays of sealed turns
     result_bytes: int = 0  # files of seal jobs, part of disk_bytes_used

@@ -16,7 +16,7 @@ from agentmem.cli import options
 from agentmem.cli.output import print_json
 from agentmem.cli.progress import PrefillProgress
 from agentmem.errors import NotFound
-from agentmem.types import FinishEvent, ProgressEvent, SamplingParams, TokenEvent
+from agentmem.types import Fidelity, FinishEvent, Policy, ProgressEvent, SamplingParams, TokenEvent
 
 if TYPE_CHECKING:
     from agentmem_client import AgentMem, Session
@@ -31,6 +31,8 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled reply repeatable.")] = None,
+    fidelity: Annotated[Fidelity | None, typer.Option(help="What replies attend to; as the session's policy says where left out.")] = None,
+    policy: options.PolicyTexts = None,
     state_dir: Annotated[Path | None, typer.Option(help="Where the last session's id is remembered.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Begin a new session.")] = False,
     json_output: options.Json = False,
@@ -39,11 +41,12 @@ def chat(
     settings = options.settings_from(None, dict(os.environ), None, {"storage.state_dir": state_dir})
     memory = LastSession(settings.storage.state_dir / "chat.json", target)
     sampling = SamplingParams(temperature=temperature, seed=seed, max_tokens=max_tokens)
+    rules = options.policy(policy)
     with options.connect(target, token) as client:
-        session = open_session(client, session_id, system, None if new else memory.read())
+        session = open_session(client, session_id, system, None if new else memory.read(), rules)
         memory.write(session.id)
         for line in [message] if message is not None else lines():
-            reply(session, line, sampling, json_output=json_output)
+            reply(session, line, sampling, fidelity, json_output=json_output)
 
 
 class LastSession:
@@ -71,7 +74,7 @@ class LastSession:
         temp.replace(self._path)
 
 
-def open_session(client: AgentMem, session_id: str | None, system: str, last: str | None) -> Session:
+def open_session(client: AgentMem, session_id: str | None, system: str, last: str | None, policy: Policy) -> Session:
     """Return the session asked for, else the last one where the server still has it, else a new one."""
     if session_id is None and last is not None:
         try:
@@ -81,7 +84,7 @@ def open_session(client: AgentMem, session_id: str | None, system: str, last: st
             return session
         except NotFound:
             typer.echo(f"the last session, {last}, is gone; a new one begins", err=True)
-    session = client.session(session_id, system=system, labels={"made-by": "agentmem-chat"})
+    session = client.session(session_id, system=system, policy=policy, labels={"made-by": "agentmem-chat"})
     session.open()
     return session
 
@@ -98,11 +101,11 @@ def lines() -> Iterator[str]:
             yield line
 
 
-def reply(session: Session, content: str, sampling: SamplingParams, *, json_output: bool) -> None:
+def reply(session: Session, content: str, sampling: SamplingParams, fidelity: Fidelity | None, *, json_output: bool) -> None:
     """Print the reply as it comes and what it cost; Ctrl-C stops it and keeps what was said."""
     progress = PrefillProgress()
     try:
-        for event in session.generate(content, sampling):
+        for event in session.generate(content, sampling, fidelity=fidelity):
             if isinstance(event, ProgressEvent) and not json_output:
                 progress.show(event)
             elif isinstance(event, TokenEvent):
@@ -128,7 +131,8 @@ def finish(session_id: str, event: FinishEvent, *, json_output: bool) -> None:
     rate = f", {(usage.output_tokens - 1) / seconds:.1f} tokens/s" if usage.output_tokens > 1 else ""
     typer.secho(
         f"[{usage.output_tokens} tokens, first after {usage.first_token_seconds:.2f} s{rate}; context {usage.context_tokens}: "
-        f"{reuse.device + reuse.host} from memory, {reuse.disk + reuse.peer} from disk, {reuse.computed} computed"
+        f"{reuse.device + reuse.host} from memory, {reuse.disk + reuse.peer} from disk, {reuse.computed} computed; "
+        f"fidelity {event.fidelity}{'' if usage.attended == 1 else f', attended to {usage.attended:.0%}'}"
         f"{'' if event.durable else '; not durable yet: ' + event.detail}]",
         err=True,
         dim=True,

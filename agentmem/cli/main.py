@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from agentmem import __version__
-from agentmem.cli import chat, doctor, options, serve, session, settings, worker
+from agentmem.cli import chat, doctor, options, recall, serve, session, settings, worker
 from agentmem.cli.output import fail
 from agentmem.errors import AgentMemError
 
@@ -30,6 +30,7 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, help="Persistent KV-cache memory for LLM agents.")
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
+app.command("recall")(recall.recall)
 app.command("doctor")(doctor.doctor)
 app.add_typer(session.app, name="session")
 app.add_typer(worker.app, name="worker")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from agentmem.config import Settings, load_settings
 from agentmem.errors import ConfigError, InvalidInput
+from agentmem.types import Fidelity, Policy, Prefill
 
 if TYPE_CHECKING:  # grpc takes a tenth of a second to load; `config show` and `--help` do without
     from agentmem_client import AgentMem
 
 CONFIG_FILE = Path("agentmem.toml")
 
+SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
 Target = Annotated[str, typer.Option("--target", envvar="AGENTMEM_TARGET", help="HOST:PORT of the server.")]
 Token = Annotated[str, typer.Option("--token", envvar="AGENTMEM_TOKEN", help="Bearer token.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -23,6 +25,11 @@ Config = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. memory.kv_bytes=2GiB. Repeatable.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeatable.")]
+
+PolicyTexts = Annotated[
+    list[str] | None,
+    typer.Option("--policy", metavar="KEY=VALUE", help="How the memory of a new session is kept, e.g. keep=0.25. Repeatable."),
+]
 
 DEFAULT_TARGET = "127.0.0.1:7070"
 
@@ -34,6 +41,29 @@ def pairs(texts: list[str] | None) -> dict[str, str]:
         if not key or not equals:
             raise InvalidInput(f"{key!r} is not KEY=VALUE")
     return {key: value for key, _, value in split}
+
+
+_BOOLS = {"true": True, "false": False}
+_WORDS: dict[object, str] = {
+    bool: ", ".join(_BOOLS),
+    int: "a whole number",
+    float: "a number",
+    Fidelity: ", ".join(Fidelity),
+    Prefill: ", ".join(Prefill),
+}
+
+
+def policy(texts: list[str] | None) -> Policy:
+    """Return the policy that KEY=VALUE texts describe. Raises InvalidInput for an unknown key and a value that is not allowed."""
+    kinds, values = get_type_hints(Policy), dict[str, Any]()
+    for key, text in pairs(texts).items():
+        if key not in kinds:
+            raise InvalidInput(f"policy has no {key!r}; allowed: {', '.join(kinds)}")
+        try:
+            values[key] = _BOOLS[text] if kinds[key] is bool else kinds[key](text)
+        except (KeyError, ValueError) as error:
+            raise InvalidInput(f"policy.{key} is {text!r}; allowed: {_WORDS[kinds[key]]}") from error
+    return Policy(**values)
 
 
 def config_file(given: Path | None) -> Path | None:

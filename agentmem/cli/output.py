@@ -13,6 +13,7 @@ import typer
 from agentmem.errors import AgentMemError, Disconnected
 from agentmem.views import SessionInfo
 
+BAR_CHARACTERS = 20
 PIPE_COLUMNS = 240  # a pipe has no width of its own; lines stay whole for grep
 
 
@@ -41,6 +42,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
     console.print(table)
+
+
+def bar(share: float, whole: float) -> str:
+    """Return a bar as long as ``share`` of ``whole``: up to 20 characters, at least one for what is not nothing."""
+    length = round(BAR_CHARACTERS * share / whole) if whole > 0 else 0
+    return "#" * (max(length, 1) if share > 0 else 0)
+
+
+def snippet(text: str, characters: int) -> str:
+    """Return the beginning of ``text`` as one line; what a terminal might obey is replaced."""
+    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
+    return line if len(line) <= characters else line[:characters] + "..."
 
 
 def session_json(info: SessionInfo) -> dict[str, Any]:

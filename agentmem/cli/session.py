@@ -1,4 +1,4 @@
-"""``agentmem session``: look after the sessions of a server."""
+"""``agentmem session``: look after the sessions of a server. ``show`` has a file of its own."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from agentmem.cli import options
+from agentmem.cli import options, show
 from agentmem.cli.output import ago, print_json, print_table, session_json
 from agentmem.errors import InvalidInput
 from agentmem.units import format_size
-from agentmem.views import SessionInfo, TurnInfo
+from agentmem.views import ForgetTarget, SessionInfo
 
-app = typer.Typer(no_args_is_help=True, help="List, show, fork, roll back, remove and move sessions.")
+app = typer.Typer(no_args_is_help=True, help="Make, list, show, edit, fork, roll back, remove and move sessions.")
 
-SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
 CHUNK_BYTES = 1 << 20
-SHOWN_CHARACTERS = 60
 
 
 @app.command("ls")
@@ -50,41 +48,28 @@ def _row(info: SessionInfo) -> tuple[object, ...]:
 
 
 @app.command()
-def show(
-    session_id: SessionId,
+def create(
+    session_id: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="Its id; made up where left out.")] = None,
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
+    policy: options.PolicyTexts = None,
+    labels: options.Labels = None,
     target: options.Target = options.DEFAULT_TARGET,
     token: options.Token = "",
     json_output: options.Json = False,
 ) -> None:
-    """Show a session, its turns, and where their K and V are."""
+    """Make a session. One of that id and system prompt that exists already stays as it is."""
+    rules = options.policy(policy)
     with options.connect(target, token) as client:
-        info, turns = client.attach(session_id).inspect(token_ids=json_output)
-    if json_output:
-        print_json({**session_json(info), "turns": [asdict(turn) for turn in turns]})
-        return
-    record = info.record
-    state = [name for name, on in (("open turn", info.open_turn), ("busy", info.busy), ("pinned", record.pinned)) if on]
-    typer.echo(f"{record.id}: {info.n_turns} turns, {info.n_tokens} tokens, {info.device_tokens} of them on the device")
-    typer.echo(f"format {record.format}, fidelity {record.policy.fidelity}, {'durable' if info.durable else 'not durable yet'}", nl=False)
-    typer.echo("".join(f", {word}" for word in state))
-    if record.parent:
-        typer.echo(f"forked from {record.parent} at turn {record.parent_turn}")
-    columns = ("turn", "tokens", "blocks on disk", "bytes", "reused", "computed", "finish", "last message")
-    print_table(columns, map(_turn_row, turns))
+        info = client.session(session_id, system=system, policy=rules, labels=options.pairs(labels)).open()
+    _print_session(info, json_output=json_output)
 
 
-def _turn_row(info: TurnInfo) -> tuple[object, ...]:
-    turn, reuse = info.turn, info.turn.reuse
-    last = " ".join(turn.messages[-1].content.split()) if turn.messages else ""
-    text = last if len(last) <= SHOWN_CHARACTERS else last[:SHOWN_CHARACTERS] + "..."
-    reused = reuse.device + reuse.host + reuse.disk + reuse.peer
-    blocks = f"{info.blocks_on_disk} of {info.n_blocks}"
-    return turn.index, info.n_tokens, blocks, format_size(info.disk_bytes), reused, reuse.computed, turn.finish_reason or turn.state, text
+app.command("show")(show.show)
 
 
 @app.command()
 def fork(
-    session_id: SessionId,
+    session_id: options.SessionId,
     at_turn: Annotated[int | None, typer.Option(help="Last turn to share; all turns that have ended where left out.")] = None,
     new_id: Annotated[str | None, typer.Option("--id", help="Id of the fork.")] = None,
     target: options.Target = options.DEFAULT_TARGET,
@@ -99,7 +84,7 @@ def fork(
 
 @app.command()
 def rollback(
-    session_id: SessionId,
+    session_id: options.SessionId,
     to_turn: Annotated[int, typer.Option(help="Last turn to keep; 0 keeps the prelude only.")],
     target: options.Target = options.DEFAULT_TARGET,
     token: options.Token = "",
@@ -109,6 +94,28 @@ def rollback(
     with options.connect(target, token) as client:
         info = client.attach(session_id).rollback(to_turn)
     _print_session(info, json_output=json_output)
+
+
+@app.command()
+def forget(
+    session_id: options.SessionId,
+    messages: Annotated[list[str], typer.Argument(metavar="TURN:MESSAGE...", help="Which messages of which turns, e.g. 3:1.")],
+    target: options.Target = options.DEFAULT_TARGET,
+    token: options.Token = "",
+    json_output: options.Json = False,
+) -> None:
+    """Forget messages, for good: no later reply attends to them. `session show --json` tells them by turn, each counted from 0."""
+    targets = list(map(_forget_target, messages))
+    with options.connect(target, token) as client:
+        info = client.attach(session_id).forget(targets)
+    _print_session(info, json_output=json_output)
+
+
+def _forget_target(text: str) -> ForgetTarget:
+    turn, colon, message = text.partition(":")
+    if not (colon and turn.isdecimal() and message.isdecimal()):
+        raise InvalidInput(f"{text!r} is not TURN:MESSAGE, two numbers as in 3:1")
+    return ForgetTarget(int(turn), int(message))
 
 
 @app.command()
@@ -131,7 +138,7 @@ def rm(
 
 @app.command()
 def export(
-    session_id: SessionId,
+    session_id: options.SessionId,
     file: Annotated[Path, typer.Argument(help="Where to write; - is stdout.")],
     target: options.Target = options.DEFAULT_TARGET,
     token: options.Token = "",
@@ -189,4 +196,5 @@ def _print_session(info: SessionInfo, *, json_output: bool) -> None:
     if json_output:
         print_json(session_json(info))
     else:
-        typer.echo(f"{info.record.id}: {info.n_turns} turns, {info.n_tokens} tokens")
+        exact = "" if info.exact else "; not all of it exact until the server has been idle"
+        typer.echo(f"{info.record.id}: {info.n_turns} turns, {info.n_tokens} tokens{exact}")

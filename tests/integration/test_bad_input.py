@@ -28,6 +28,9 @@ REST: dict[str, dict[str, Any]] = {
     "GenerationService/Append": {"input": {"messages": HI}},
     "GenerationService/Generate": {"input": {"messages": HI}, "sampling": {"max_tokens": 1}},
     "GenerationService/Cancel": {"request_id": "r"},
+    "MemoryService/Recall": {"text": "Hi"},
+    "MemoryService/Forget": {"messages": [{"turn_index": 1, "message_index": 0}]},
+    "MemoryService/SetFidelity": {"fidelity": "FIDELITY_EXACT"},
 }
 NO_SESSION = {
     "SessionService/CreateSession", "SessionService/ListSessions", "SessionService/ImportSession",

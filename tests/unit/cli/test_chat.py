@@ -9,7 +9,7 @@ import pytest
 from support.fake_service import FakeSessions
 
 from agentmem.cli.chat import LastSession, finish, reply
-from agentmem.types import Fidelity, FinishEvent, FinishReason, ReuseReport, SamplingParams, Usage
+from agentmem.types import Fidelity, FinishEvent, FinishReason, Policy, ReuseReport, SamplingParams, Usage
 
 Run = Callable[..., Any]
 
@@ -43,6 +43,16 @@ def test_a_named_session_is_created_or_resumed(online: Run, sessions: FakeSessio
     assert ("mine", 4) == (name, len(sessions.sessions["default", "mine"].turns))
 
 
+def test_a_reply_may_have_a_fidelity_of_its_own(online: Run, sessions: FakeSessions) -> None:
+    """--fidelity is for the replies of this run, and the cost tells what they attended to; --policy is for a new session."""
+    done = online("chat", "hello", "--session", "a", "--fidelity", "recall", "--policy", "keep=0.5", "--policy", "reencode=false")
+    assert "3 computed; fidelity recall, attended to 50%" in done.stderr
+    assert Policy(keep=0.5, reencode=False) == sessions.sessions["default", "a"].record.policy
+    assert "computed; fidelity exact]" in online("chat", "hello", "--session", "a").stderr
+    assert [Fidelity.RECALL, None] == sessions.fidelities
+    assert 2 == online("chat", "hello", "--fidelity", "vague").exit_code
+
+
 def test_a_conversation_reads_lines_until_they_end(online: Run, sessions: FakeSessions) -> None:
     """Every line that is piped in gets a reply; with --json each reply is one object."""
     done = online("chat", "--json", "--temperature", "0.5", "--seed", "3", input="one\n\ntwo\n")
@@ -65,10 +75,10 @@ def test_ctrl_c_stops_a_reply_only(capsys: pytest.CaptureFixture[str]) -> None:
     class Interrupted:
         id = "a"
 
-        def generate(self, content: str, sampling: SamplingParams) -> object:
+        def generate(self, content: str, sampling: SamplingParams, *, fidelity: Fidelity | None) -> object:
             raise KeyboardInterrupt
 
-    reply(Interrupted(), "hello", SamplingParams(), json_output=False)  # type: ignore[arg-type]
+    reply(Interrupted(), "hello", SamplingParams(), None, json_output=False)  # type: ignore[arg-type]
     assert "\n(stopped)\n" == capsys.readouterr().err
 
 
@@ -79,7 +89,7 @@ def test_a_reply_that_is_not_durable_yet_says_so(capsys: pytest.CaptureFixture[s
     )
     finish("a", event, json_output=False)
     said = capsys.readouterr().err
-    assert "64 from disk, 0 computed; not durable yet: disk full" in said
+    assert "64 from disk, 0 computed; fidelity exact; not durable yet: disk full" in said
     assert "tokens/s" not in said
 
 

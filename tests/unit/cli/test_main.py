@@ -18,7 +18,7 @@ def test_version_and_help(run: Run) -> None:
     """--version prints the version; without a command the commands are listed."""
     assert f"{__version__}\n" == run("--version").stdout
     listed = run("--help").stdout
-    assert all(command in listed for command in ("serve", "chat", "demo", "session", "doctor", "config", "bench"))
+    assert all(command in listed for command in ("serve", "chat", "recall", "demo", "session", "doctor", "config", "bench"))
 
 
 @pytest.mark.parametrize("args", [["nonsense"], ["session", "show"], ["session", "rollback", "a"], ["serve", "--port", "x"]])

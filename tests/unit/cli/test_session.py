@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from support.fake_service import FakeSessions
 
+from agentmem.types import Fidelity, Policy
+from agentmem.views import ForgetTarget
+
 Run = Callable[..., Any]
 
 
@@ -27,15 +30,27 @@ def test_ls_shows_tables_and_json(online: Run) -> None:
     assert "not KEY=VALUE" in online("session", "ls", "--label", "xy").stderr
 
 
-def test_show_tells_the_turns(online: Run) -> None:
-    """A session is shown with its turns and the last message of each, shortened; a fork names its parent."""
-    online("chat", "word " * 30, "--session", "a")
-    online("session", "fork", "a", "--id", "b", "--at-turn", "1")
-    shown = online("session", "show", "b").stdout
-    assert all(text in shown for text in ("b: 2 turns", "durable", "forked from a at turn 1", "you said: hello there", "stop"))
-    assert "..." in online("session", "show", "a").stdout
-    whole = json.loads(online("session", "show", "a", "--json").stdout)
-    assert ("a", 3, "you said: hello there ") == (whole["id"], whole["n_turns"], whole["turns"][1]["turn"]["messages"][-1]["content"])
+def test_create_makes_a_session_with_a_policy(online: Run, sessions: FakeSessions) -> None:
+    """A session is made before anybody speaks in it; what is not allowed in a policy makes none."""
+    made = online("session", "create", "b", "--policy", "fidelity=recall", "--policy", "recall_tokens=64", "--label", "k=v")
+    assert (0, "b: 1 turns, 0 tokens\n") == (made.exit_code, made.stdout)
+    record = sessions.sessions["default", "b"].record
+    assert (Policy(Fidelity.RECALL, recall_tokens=64), {"k": "v"}) == (record.policy, record.labels)
+    assert json.loads(online("session", "create", "--json").stdout)["id"].startswith("session-")
+    assert (1, 3) == (online("session", "create", "c", "--policy", "keep=0").exit_code, len(sessions.sessions))
+
+
+def test_forget_names_messages(online: Run, sessions: FakeSessions) -> None:
+    """Messages are named by turn and place; what is no place, and what does not exist, is told and forgets nothing."""
+    done = online("session", "forget", "a", "1:0", "1:1")
+    assert (0, "a: 2 turns, 5 tokens; not all of it exact until the server has been idle\n") == (done.exit_code, done.stdout)
+    assert {ForgetTarget(1, 0), ForgetTarget(1, 1)} == sessions.sessions["default", "a"].forgotten
+    assert json.loads(online("session", "forget", "a", "1:0", "--json").stdout)["exact"] is False
+    for wrong in ("1", "1:", ":1", "x:1", "1:-1", "1:0:2"):
+        failed = online("session", "forget", "a", wrong)
+        assert (1, f"error: '{wrong}' is not TURN:MESSAGE, two numbers as in 3:1 (INVALID_INPUT)\n") == (failed.exit_code, failed.stderr)
+    assert "there is no turn 9" in online("session", "forget", "a", "9:0").stderr
+    assert 2 == online("session", "forget", "a").exit_code
 
 
 def test_fork_and_rollback_print_the_session(online: Run) -> None:
