@@ -38,10 +38,13 @@ from agentmem.sessions.table import ModelIdentity, SessionTable
 from agentmem.stores.archive import Archive
 from agentmem.stores.blocks import BlockFiles
 from agentmem.stores.ledger import Ledger
+from agentmem.stores.mapped import ArchiveFormat
 from agentmem.stores.records import BlockHeader
+from agentmem.stores.seal_files import SealFiles
 from agentmem.stores.state import StateLock, read_secret
 from agentmem.telemetry import Metrics, setup_logging
-from agentmem_workers.local import LocalExecutor
+from agentmem_workers.make import make_executor
+from agentmem_workers.port import Executor
 
 T = TypeVar("T")
 FORMAT_VERSION = 1
@@ -57,7 +60,7 @@ class Core:
     engine: Engine
     ledger: Ledger
     archive: Archive
-    executor: LocalExecutor
+    executor: Executor
     model: ModelHandle
     housekeeper: Housekeeper
     lock: StateLock
@@ -116,7 +119,8 @@ def build_core(settings: Settings, model: ModelHandle) -> Core:
     pool = KVPool(shape, kv_budget(settings, model.device), memory.block_tokens)
     limits = Limits(memory.max_running, memory.max_queue, memory.max_batch_tokens, max(memory.max_batch_tokens, 2048))
     engine = Engine(runner, pool, Restorer(archive, memory.block_tokens), limits, threads)
-    executor = LocalExecutor()
+    seal_files = SealFiles(files.root, header, ArchiveFormat.NATIVE, files=files)
+    executor = make_executor(settings.workers, seal_files, header, ArchiveFormat.NATIVE, state)
     identity = ModelIdentity(model.name, model.fingerprint, model.parts.tokenizer, dtype)
     table = SessionTable(ledger, engine, identity, secret, memory.block_tokens)
     sealer = Sealer(engine, archive, ledger, executor, keep_blocks=settings.storage.kv_archive)
