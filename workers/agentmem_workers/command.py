@@ -16,6 +16,7 @@ from agentmem.stores.jobs import JobStore
 from agentmem.stores.seal_files import SealFiles
 from agentmem_workers.local import LOWEST_PRIORITY
 from agentmem_workers.place import Place
+from agentmem_workers.port import DATABASE
 from agentmem_workers.worker import Worker, stop_signals
 
 
@@ -28,7 +29,7 @@ def run_worker(state_dir: Path, *, threads: int, idle_exit: float | None, on_rea
     faults.arm_from_env()
     torch.set_num_threads(threads)
     os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)  # a replica beside it goes first; alone it has the machine all the same
-    with closing(JobStore(state_dir / "jobs.sqlite")) as store, stop_signals() as stopped:
+    with closing(JobStore(state_dir / DATABASE)) as store, stop_signals() as stopped:
         place = Place.from_text(store.place())
         files = SealFiles(state_dir / "blocks", place.header, place.archive_format)
         worker = Worker(store, place, partial(run_seal_job, files=files), _device())

@@ -16,6 +16,7 @@ from agentmem.stores.records import BlockUnavailable
 from agentmem_workers.place import Place
 
 T = TypeVar("T")
+DATABASE = "jobs.sqlite"  # in the state directory: the queue between a replica and its worker processes
 
 
 @dataclass(frozen=True, slots=True)
