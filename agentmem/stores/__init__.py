@@ -3,7 +3,9 @@
 from agentmem.stores.archive import Archive
 from agentmem.stores.blocks import BlockFiles
 from agentmem.stores.ledger import Ledger
+from agentmem.stores.mapped import MappedBlock, MappedBlocks
 from agentmem.stores.records import (
+    ArchiveFormat,
     ArchiveStats,
     BlockHeader,
     BlockRow,
@@ -14,9 +16,11 @@ from agentmem.stores.records import (
     StoredBlock,
     SweepReport,
 )
+from agentmem.stores.seal_files import SealFiles
 
 __all__ = [
     "Archive",
+    "ArchiveFormat",
     "ArchiveStats",
     "BlockFiles",
     "BlockHeader",
@@ -25,7 +29,10 @@ __all__ = [
     "Ledger",
     "LedgerStats",
     "LoadedBlock",
+    "MappedBlock",
+    "MappedBlocks",
     "Page",
+    "SealFiles",
     "StoredBlock",
     "SweepReport",
 ]

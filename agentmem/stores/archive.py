@@ -7,17 +7,33 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
+
+from torch import Tensor
 
 from agentmem.errors import InternalError, StorageFailed
 from agentmem.stores.blocks import BlockFiles
 from agentmem.stores.database import free_bytes
-from agentmem.stores.host import HostTier
+from agentmem.stores.format import payload_bytes
+from agentmem.stores.host import HostTier, host_tensor
 from agentmem.stores.ledger import Ledger
-from agentmem.stores.records import ArchiveStats, BlockFile, BlockHeader, BlockRow, BlockUnavailable, LoadedBlock, StoredBlock, SweepReport
+from agentmem.stores.mapped import MappedBlock, MappedBlocks
+from agentmem.stores.records import (
+    ArchiveFormat,
+    ArchiveStats,
+    BlockFile,
+    BlockHeader,
+    BlockRow,
+    BlockUnavailable,
+    LoadedBlock,
+    StoredBlock,
+    SweepReport,
+)
 from agentmem.types import BlockHash, MissReason, SessionId, TenantId, Tier, Turn
 
 # A file is its payload, the safetensors header and room for long fingerprints and rope descriptions.
 _HEADER_ROOM = 4096
+T = TypeVar("T")
 QUOTA_FULL = "QUOTA_FULL"  # reason of the StorageFailed that tells a quota from a disk that refuses
 
 
@@ -38,6 +54,7 @@ class Archive:
         header: BlockHeader,
         host_bytes: int,
         disk_bytes: int,
+        archive_format: ArchiveFormat = ArchiveFormat.NATIVE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._files = files
@@ -46,7 +63,11 @@ class Archive:
         self._disk_bytes = disk_bytes
         self._clock = clock
         self._lock = threading.RLock()
-        self._host = HostTier(host_bytes)
+        self._format = archive_format
+        # Host memory keeps what can be restored exactly. Quantised blocks are read from their mapped files alone.
+        self._host = HostTier(host_bytes if archive_format is ArchiveFormat.NATIVE else 0)
+        self._mapped = MappedBlocks(files, header, archive_format)
+        self._block_bytes = payload_bytes(header, archive_format) + _HEADER_ROOM
         self._held: Counter[BlockHash] = Counter()
         self._erase_later: set[BlockHash] = set()  # erased while held
         self._used: set[BlockHash] = set()  # loaded since the ledger was last told
@@ -82,7 +103,7 @@ class Archive:
         Makes room within the quota first. Raises StorageFailed when the disk refuses or everything else in the quota is held,
         InvalidInput for tensors of another dtype or shape than the header; then nothing was kept but older blocks may be evicted.
         """
-        files = [BlockFile(block.hash, self._header_at(block.position), block.k, block.v) for block in blocks]
+        files = [BlockFile(block.hash, self._header_at(block.position), block.k, block.v, self._format) for block in blocks]
         reserved = self._reserve(blocks)
         try:
             sizes = self._files.write_all(files)
@@ -96,7 +117,8 @@ class Archive:
             self._counts["stored"] += len(blocks)
             for block in blocks if self._host.max_bytes else ():
                 # A copy: the caller's tensors may be slices of a buffer that goes on growing.
-                self._host.put(block.hash, block.k.detach().to("cpu", copy=True), block.v.detach().to("cpu", copy=True))
+                k, v = (host_tensor(self._header.shape, x.dtype).copy_(x.detach()) for x in (block.k, block.v))
+                self._host.put(block.hash, k, v)
         return [BlockRow(b.hash, b.parent, b.tenant, size, b.position) for b, size in zip(blocks, sizes, strict=True)]
 
     def _reserve(self, blocks: Sequence[StoredBlock]) -> int:
@@ -104,7 +126,7 @@ class Archive:
         with self._lock:
             hashes = {block.hash for block in blocks}
             n_new = sum(not self._files.exists(block_hash) for block_hash in hashes)
-            needed = n_new * (self._header.payload_bytes + _HEADER_ROOM)
+            needed = n_new * self._block_bytes
             self._make_room(needed, keep=hashes)
             self._reserved += needed
             return needed
@@ -113,7 +135,7 @@ class Archive:
         if needed > self._disk_bytes:  # checked first, so that nothing is evicted in vain
             raise StorageFailed(f"{needed} bytes of blocks do not fit storage.disk_bytes {self._disk_bytes}", reason=QUOTA_FULL)
         while (excess := self._files.bytes_used + self._reserved + needed - self._disk_bytes) > 0:
-            count = -(-excess // (self._header.payload_bytes + _HEADER_ROOM))
+            count = -(-excess // self._block_bytes)
             self._tell_ledger()
             victims = self._ledger.lru_blocks(count, keep | self._held.keys())
             if not victims:
@@ -140,41 +162,69 @@ class Archive:
 
         Raises BlockUnavailable: NEW (no turn refers to it), EVICTED (a turn does, its row is gone), MISSING (promised, but no
         file), CORRUPT, MODEL_CHANGED. After the last three the promise is taken back, so that the block can be stored anew.
+        QUANTISED: the archive holds it at lower precision; ``map`` gives that.
         """
+        kept = self._from_host(block_hash, "loaded_host")
+        if kept is not None:
+            return LoadedBlock(*kept, Tier.HOST)
+        tensors = self._from_disk(block_hash, "loaded_disk", self._read_exact)
+        with self._lock:
+            self._host.put(block_hash, tensors["k"], tensors["v"])
+        return LoadedBlock(tensors["k"], tensors["v"], Tier.DISK)
+
+    def map(self, block_hash: BlockHash) -> MappedBlock:
+        """Return a block to read rows of, in the archive's format: from host memory when it is there, or its file, mapped.
+
+        Never write to it. It stays readable while it is referred to, also when its file is deleted. Raises BlockUnavailable as ``load``,
+        QUANTISED apart.
+        """
+        kept = self._from_host(block_hash, "mapped_host")
+        if kept is not None:
+            return MappedBlock(block_hash, ArchiveFormat.NATIVE, *kept, tier=Tier.HOST)
+        return self._from_disk(block_hash, "mapped_disk", self._mapped.map)
+
+    def contains(self, block_hash: BlockHash) -> bool:
+        """Return whether the block is in memory, or its file is there. Cheap. A quantised block is there, and ``load`` says QUANTISED."""
+        with self._lock:
+            return self._host.get(block_hash) is not None or self._files.exists(block_hash)
+
+    def _from_host(self, block_hash: BlockHash, count: str) -> tuple[Tensor, Tensor] | None:
         with self._lock:
             kept = self._host.get(block_hash)
             if kept is not None:
-                self._counts["loaded_host"] += 1
+                self._counts[count] += 1
                 self._used.add(block_hash)
-                return LoadedBlock(*kept, Tier.HOST)
+            return kept
+
+    def _from_disk(self, block_hash: BlockHash, count: str, read: Callable[[BlockHash, int], T]) -> T:
+        """Return what ``read`` makes of the block and its session position; keep the books of successes and failures."""
         try:
-            block = self._load_file(block_hash)
+            block = self._read_promised(block_hash, read)
         except BlockUnavailable as error:
             with self._lock:
                 self._unavailable[error.reason] += 1
             raise
         with self._lock:
-            self._counts["loaded_disk"] += 1
+            self._counts[count] += 1
             self._used.add(block_hash)
-            self._host.put(block_hash, block.k, block.v)
         return block
 
-    def contains(self, block_hash: BlockHash) -> bool:
-        """Return whether ``load`` is worth trying: the block is in memory, or its file is there. Cheap."""
-        with self._lock:
-            return self._host.get(block_hash) is not None or self._files.exists(block_hash)
-
-    def _load_file(self, block_hash: BlockHash) -> LoadedBlock:
+    def _read_promised(self, block_hash: BlockHash, read: Callable[[BlockHash, int], T]) -> T:
         row = self._ledger.block_row(block_hash)
         if row is None and self._ledger.was_referenced(block_hash):
             raise BlockUnavailable(MissReason.EVICTED, "the block was evicted from the disk")
         if row is None:
             raise BlockUnavailable(MissReason.NEW, "the block was never stored")
         try:
-            return LoadedBlock(*self._files.read(block_hash, self._header_at(row.position)), Tier.DISK)
+            return read(block_hash, row.position)
         except BlockUnavailable as error:
             self._take_back(block_hash, error)
             raise
+
+    def _read_exact(self, block_hash: BlockHash, position: int) -> dict[str, Tensor]:
+        if self._format is not ArchiveFormat.NATIVE and self._files.exists(block_hash):
+            raise BlockUnavailable(MissReason.QUANTISED, f"the archive holds {self._format} copies; exact ones are computed again")
+        return self._files.read(block_hash, self._header_at(position), self._format)
 
     def _take_back(self, block_hash: BlockHash, error: BlockUnavailable) -> None:
         """Drop the row of a block whose file is gone, unless another session has written the file again meanwhile."""
@@ -244,6 +294,12 @@ class Archive:
                 loaded_disk=self._counts["loaded_disk"],
                 evicted=self._counts["evicted"],
                 unavailable=dict(self._unavailable),
+                disk_blocks=self._files.sizes.num_blocks,
+                result_bytes=self._files.sizes.result_bytes,
+                mapped_bytes=self._mapped.bytes_mapped,
+                mapped_host=self._counts["mapped_host"],
+                mapped_disk=self._counts["mapped_disk"],
+                evicted_host=self._host.num_evicted,
             )
 
     def check_integrity(self) -> None:

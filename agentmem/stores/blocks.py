@@ -1,38 +1,43 @@
-"""Block files: content-addressed, immutable, durable before anybody is told of them."""
+"""Block files: content-addressed, immutable, durable before anybody is told of them. Results of sealing lie beside them."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from agentmem import faults
+from agentmem.stores.durable import TEMP_SUFFIX, make_directories, sync_directory, write_temp
 from agentmem.stores.format import decode, encode
-from agentmem.stores.records import BlockFile, BlockHeader, BlockUnavailable, SweepReport
+from agentmem.stores.naming import SUFFIX, FileSizes, file_name, parse_name
+from agentmem.stores.records import ArchiveFormat, BlockFile, BlockHeader, BlockUnavailable, SweepReport
 from agentmem.types import BlockHash, MissReason
 
 MAX_QUARANTINED = 16  # enough to look at what went wrong
-_SUFFIX = ".safetensors"
-_TEMP = ".tmp"
 _WRITERS = 4  # concurrent fsyncs share one journal commit
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class BlockFiles:
-    """``root/ab/<hex>.safetensors``; thread safe. ``bytes_used`` is the size of all block files, promised or not.
+    """``root/ab/<hex>.safetensors`` and the results beside them, ``root/ab/<hex>.<name>.safetensors``; thread safe.
 
-    Writes raise OSError (ENOSPC and the like) and leave no temporary file. The lock guards what a name points to and the
-    byte count; it is never held while tensors are read or written.
+    Other processes may add results and set files aside. ``bytes_used`` is the size of all block files, promised or not, and of the
+    results that this object has seen (``note``) or found when it last counted: at its start and at a sweep. Writes raise OSError
+    (ENOSPC and the like) and leave no temporary file. The lock guards what a name points to and the byte counts; it is never held while
+    tensors are read or written.
     """
 
     def __init__(self, root: Path, *, quarantine: Path) -> None:
@@ -41,16 +46,20 @@ class BlockFiles:
         self._lock = threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
         quarantine.mkdir(parents=True, exist_ok=True)
-        self.bytes_used = self._count_bytes()
+        self._count()
 
-    def path(self, block_hash: BlockHash) -> Path:
-        """Return where the block's file is or would be."""
-        name = block_hash.hex()
-        return self.root / name[:2] / (name + _SUFFIX)
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of blocks and results."""
+        return self.sizes.block_bytes + self.sizes.result_bytes
 
-    def exists(self, block_hash: BlockHash) -> bool:
-        """Return whether the block has a file, sound or not."""
-        return self.path(block_hash).is_file()
+    def path(self, block_hash: BlockHash, name: str = "") -> Path:
+        """Return where the block's file is or would be, or that of its result ``name``. Raises InvalidInput for a name of another form."""
+        return self.root / block_hash.hex()[:2] / file_name(block_hash, name)
+
+    def exists(self, block_hash: BlockHash, name: str = "") -> bool:
+        """Return whether the block, or its result ``name``, has a file, sound or not."""
+        return self.path(block_hash, name).is_file()
 
     def write_all(self, blocks: Sequence[BlockFile]) -> list[int]:
         """Write blocks durably and return the bytes of each file, in order. A sound file that exists is kept.
@@ -59,7 +68,7 @@ class BlockFiles:
         Raises OSError, InvalidInput for tensors that their header does not describe.
         """
         missing = [block for block in blocks if not self._is_sound(block)]
-        self._make_directories(blocks)
+        make_directories(self.path(block.hash).parent for block in blocks)
         temps: list[tuple[Path, Path]] = []  # appended to by the writers as soon as a file exists
         try:
             with ThreadPoolExecutor(_WRITERS, initializer=partial(torch.set_num_threads, 1)) as pool:
@@ -72,35 +81,71 @@ class BlockFiles:
                 temp.unlink(missing_ok=True)
         # Also for files that were there: another writer may have renamed them and not yet synced.
         for directory in {self.path(block.hash).parent for block in blocks}:
-            _sync_directory(directory)
+            sync_directory(directory)
         return [self.path(block.hash).stat().st_size for block in blocks]
 
-    def read(self, block_hash: BlockHash, expected: BlockHeader) -> tuple[Tensor, Tensor]:
-        """Return K and V, ``[layers, kv_heads, tokens, head_dim]``, exactly as they were written.
+    def write_result(self, block_hash: BlockHash, name: str, data: bytes) -> None:
+        """Write a result durably, replacing one that is there. Raises OSError; then nothing has changed."""
+        target = self.path(block_hash, name)
+        make_directories([target.parent])
+        temps: list[tuple[Path, Path]] = []
+        try:
+            write_temp(target, data, temps)
+            temps[0][0].replace(target)
+            faults.point("blocks.after_rename")
+        finally:
+            for temp, _ in temps:
+                temp.unlink(missing_ok=True)
+        sync_directory(target.parent)
+        self.note(target)
 
-        Raises BlockUnavailable: MISSING without a readable file, CORRUPT or MODEL_CHANGED for a file that is not what
-        ``expected`` says; such a file is moved to quarantine.
+    def note(self, path: Path) -> None:
+        """Count a file that may be there, come or gone by another process. Counting it twice counts it once."""
+        with self._lock:
+            try:
+                self.sizes.put(path.name, path.stat().st_size)
+            except OSError:
+                self.sizes.put(path.name, None)
+
+    def read(self, block_hash: BlockHash, expected: BlockHeader, archive_format: ArchiveFormat = ArchiveFormat.NATIVE) -> dict[str, Tensor]:
+        """Return the tensors of the block's file, exactly as they were written: ``k`` and ``v`` ``[layers, kv_heads, tokens, head_dim]``.
+
+        In another format than NATIVE these are codes, and their scales come with them (``format.layout``). Raises BlockUnavailable:
+        MISSING without a readable file, CORRUPT or MODEL_CHANGED for a file that is not what ``expected`` says; such a file is moved to
+        quarantine.
         """
-        path = self.path(block_hash)
+        return self.examine(self.path(block_hash), lambda file, status: decode(file, status.st_size, block_hash, expected, archive_format))
+
+    def examine(self, path: Path, look: Callable[[BufferedReader, os.stat_result], T]) -> T:
+        """Open ``path`` and return what ``look`` makes of it; a file for which it raises BlockUnavailable is moved to quarantine.
+
+        Raises that error, or BlockUnavailable(MISSING) without a readable file.
+        """
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 try:
-                    return decode(file, status.st_size, block_hash, expected)
+                    return look(file, status)
                 except BlockUnavailable as error:
                     self._set_aside(path, status, error)
                     raise
         except OSError as error:
-            raise BlockUnavailable(MissReason.MISSING, f"{path} cannot be read: {error.strerror}") from error
+            self.note(path)
+            raise BlockUnavailable(MissReason.MISSING, f"{path} cannot be read: {error.strerror or error}") from error
 
     def delete(self, block_hash: BlockHash) -> bool:
-        """Remove the block's file and return whether there was one. Its row must be gone already."""
-        return self._remove(self.path(block_hash))
+        """Remove the block's file and its results, and return whether there was a block. Its row must be gone already."""
+        path = self.path(block_hash)
+        gone = self._remove(path)
+        if path.parent.is_dir():
+            for result in path.parent.glob(f"{path.stem}.*{SUFFIX}"):
+                self._remove(result)
+        return gone
 
     def sweep(self, known: Callable[[list[BlockHash]], Collection[BlockHash]], *, min_age_s: float) -> SweepReport:
-        """Remove temporary files and the blocks that ``known`` does not return, when older than ``min_age_s`` seconds.
+        """Remove temporary files, and blocks and results of blocks that ``known`` does not return, when older than ``min_age_s`` seconds.
 
-        0 is for the start, before anybody writes; later the age must exceed what a write and its commit may take.
+        0 is for the start, before anybody writes; later the age must exceed what a write and its commit may take. Counts bytes anew.
         """
         orphans = temps = 0
         for entry in self._entries():
@@ -110,22 +155,31 @@ class BlockFiles:
                 continue  # a temporary file that was renamed just now
             if age < min_age_s:
                 continue
-            if entry.name.endswith(_TEMP):
+            if entry.name.endswith(TEMP_SUFFIX):
                 Path(entry.path).unlink(missing_ok=True)
                 temps += 1
-            elif (block_hash := _hash_of(entry.name)) is not None and block_hash not in known([block_hash]):
+            elif (named := parse_name(entry.name)) is not None and not known([named[0]]):
                 orphans += self._remove(Path(entry.path))
-        with self._lock:
-            self.bytes_used = self._count_bytes()  # somebody else may have removed or damaged files
+        self._count()  # somebody else may have removed or damaged files
         return SweepReport(orphans, temps)
 
     def check_integrity(self) -> list[str]:
-        """Return the broken rules: the count of bytes. For moments when nothing is being written."""
-        real = self._count_bytes()
-        return [] if real == self.bytes_used else [f"block files count {self.bytes_used} bytes and use {real}"]
+        """Return the broken rules: the counts of bytes. For moments when nothing is being written.
 
-    def _count_bytes(self) -> int:
-        return sum(entry.stat().st_size for entry in self._entries() if entry.name.endswith(_SUFFIX))
+        Results that other processes add or set aside are theirs to do, so the results counted may be others than those that are there.
+        """
+        return self.sizes.check_integrity(self._list())
+
+    def _count(self) -> None:
+        with self._lock:
+            self.sizes = FileSizes(self._list())
+
+    def _list(self) -> dict[str, int]:
+        found = {}
+        for entry in self._entries():
+            with contextlib.suppress(FileNotFoundError):  # another process set it aside just now
+                found[entry.name] = entry.stat().st_size
+        return found
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         for directory in sorted(self.root.iterdir()):
@@ -137,46 +191,27 @@ class BlockFiles:
         if not self.exists(block.hash):
             return False
         try:
-            self.read(block.hash, block.header)
+            self.read(block.hash, block.header, block.format)
         except BlockUnavailable:
             return False  # and set aside, so it is written anew
         return True
 
-    def _make_directories(self, blocks: Sequence[BlockFile]) -> None:
-        new = {self.path(block.hash).parent for block in blocks if not self.path(block.hash).parent.exists()}
-        for directory in new:
-            directory.mkdir(exist_ok=True)
-        if new:
-            _sync_directory(self.root)
-
     def _write_temp(self, block: BlockFile, temps: list[tuple[Path, Path]]) -> None:
-        data = encode(block)
-        target = self.path(block.hash)
-        # mkstemp's mode 0600 stays: K and V tell what was said.
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem[:16], suffix=_TEMP)
-        temps.append((Path(name), target))
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            faults.point("blocks.write")
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
-            os.fsync(descriptor)
-        faults.point("blocks.after_temp_write")
+        write_temp(self.path(block.hash), encode(block), temps)
 
     def _publish(self, temp: Path, target: Path) -> None:
         with self._lock:
-            replaced = target.stat().st_size if target.exists() else 0
             temp.replace(target)
-            self.bytes_used += target.stat().st_size - replaced
+            self.sizes.put(target.name, target.stat().st_size)
         faults.point("blocks.after_rename")
 
     def _remove(self, path: Path) -> bool:
         with self._lock:
-            if not path.exists():
+            self.sizes.put(path.name, None)
+            try:
+                path.unlink()
+            except FileNotFoundError:
                 return False
-            size = path.stat().st_size
-            path.unlink()
-            self.bytes_used -= size
             return True
 
     def _set_aside(self, path: Path, seen: os.stat_result, error: BlockUnavailable) -> None:
@@ -187,23 +222,8 @@ class BlockFiles:
                 if not os.path.samestat(path.stat(), seen):
                     return
                 path.replace(self._quarantine / f"{time.time_ns()}-{path.name}")
-                self.bytes_used -= seen.st_size
+                self.sizes.put(path.name, None)
                 for old in sorted(self._quarantine.iterdir())[:-MAX_QUARANTINED]:
                     old.unlink()
             except OSError as failure:
                 _log.warning("block file %s could not be moved to quarantine: %s", path, failure)  # it will be refused again
-
-
-def _hash_of(name: str) -> BlockHash | None:
-    stem = name.removesuffix(_SUFFIX)
-    if stem == name or len(stem) != 64 or not set(stem) <= set("0123456789abcdef"):
-        return None
-    return BlockHash(bytes.fromhex(stem))
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,7 @@
 """The bytes of a block file: a safetensors file of ``k`` and ``v`` that says whose it is and carries its own checksum.
 
-Layout as in https://github.com/huggingface/safetensors#format: 8 bytes of header length, JSON header, payload (K, then V).
+Layout as in https://github.com/huggingface/safetensors#format: 8 bytes of header length, JSON header, payload (K, then V). In a quantised
+archive K and V are codes, and their scales and zeros lie before them.
 Reading parses the header itself, so that nothing is allocated or believed before every field was compared with what the
 caller expects.
 """
@@ -8,6 +9,8 @@ caller expects.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from io import BufferedReader
 from typing import Any
@@ -18,12 +21,32 @@ from blake3 import blake3
 from torch import Tensor
 
 from agentmem.errors import InvalidInput
-from agentmem.stores.records import DTYPES, BlockFile, BlockHeader, BlockUnavailable
+from agentmem.stores.host import host_tensor
+from agentmem.stores.quantise import GROUP, quantise
+from agentmem.stores.records import DTYPES, ArchiveFormat, BlockFile, BlockHeader, BlockUnavailable
 from agentmem.types import BlockHash, MissReason
 
 MAX_HEADER_BYTES = 16 * 1024  # ours have below 1 KiB
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int32: "I32"}
+_FORMAT = "archive_format"
 _PLACE = ("first_token", "n_tokens")  # what differs between the blocks of one model; all else identifies the model
+
+
+def layout(header: BlockHeader, archive_format: ArchiveFormat) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of the tensors of a block file in their order there: larger dtypes first, then by name."""
+    layers, kv_heads, tokens, head_dim = header.shape
+    if archive_format is ArchiveFormat.NATIVE:
+        return dict.fromkeys("kv", (DTYPES[header.dtype], header.shape))
+    codes = (layers, kv_heads, tokens, -(-head_dim * archive_format.bits // 8))
+    k_groups = (layers, kv_heads, -(-tokens // GROUP), head_dim)
+    v_groups = (layers, kv_heads, tokens, -(-head_dim // GROUP))
+    scales = {"k_scale": k_groups, "k_zero": k_groups, "v_scale": v_groups, "v_zero": v_groups}
+    return {name: (torch.float16, shape) for name, shape in scales.items()} | dict.fromkeys("kv", (torch.uint8, codes))
+
+
+def payload_bytes(header: BlockHeader, archive_format: ArchiveFormat) -> int:
+    """Return the bytes of all tensors of a block file."""
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in layout(header, archive_format).values())
 
 
 def encode(block: BlockFile) -> bytes:
@@ -33,70 +56,110 @@ def encode(block: BlockFile) -> bytes:
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != DTYPES[header.dtype] or tuple(tensor.shape) != header.shape:
             raise InvalidInput(f"block {name} is {tensor.dtype} {list(tensor.shape)}; its header says {header.dtype} {list(header.shape)}")
-    metadata = {**_metadata(block.hash, header), "blake3": _checksum(_bytes_of(k), _bytes_of(v))}
-    return safetensors.torch.save({"k": k, "v": v}, metadata)
+    tensors = {"k": k, "v": v}
+    if block.format is not ArchiveFormat.NATIVE:
+        (k, v), scales = quantise(k, v, block.format.bits)
+        tensors = dict(zip(layout(header, block.format), (*scales, k, v), strict=True))
+    metadata = {**_metadata(block.hash, header, block.format), "blake3": checksum_of(*map(bytes_of, tensors.values()))}
+    return safetensors.torch.save(tensors, metadata)
 
 
-def decode(file: BufferedReader, size: int, block_hash: BlockHash, expected: BlockHeader) -> tuple[Tensor, Tensor]:
-    """Read K and V ``[layers, kv_heads, tokens, head_dim]`` from ``file`` of ``size`` bytes, both in one new buffer.
+def decode(
+    file: BufferedReader, size: int, block_hash: BlockHash, expected: BlockHeader, archive_format: ArchiveFormat = ArchiveFormat.NATIVE
+) -> dict[str, Tensor]:
+    """Read the tensors of ``layout`` from ``file`` of ``size`` bytes, all in one new buffer: K and V as ``k`` and ``v``.
 
-    Raises BlockUnavailable: MODEL_CHANGED when a sound header names another model or geometry, CORRUPT for all else that
+    Raises BlockUnavailable: MODEL_CHANGED when a sound header names another model, geometry or archive format, CORRUPT for all else that
     differs from what was stored. Allocates at most the expected payload and a header of MAX_HEADER_BYTES.
+    """
+    _, checksum = locate(file, size, block_hash, expected, archive_format)
+    payload = host_tensor((payload_bytes(expected, archive_format),), torch.uint8)
+    if file.readinto(bytes_of(payload)) != len(payload):
+        raise corrupt("the file shrank while it was read")
+    verify(payload, checksum)
+    return views(payload, expected, archive_format)
+
+
+def locate(
+    file: BufferedReader, size: int, block_hash: BlockHash, expected: BlockHeader, archive_format: ArchiveFormat
+) -> tuple[int, object]:
+    """Read the file up to its payload and compare it with what is expected; return where the payload starts and the checksum it claims.
+
+    Raises BlockUnavailable as ``decode``.
+    """
+    start, header, metadata = read_header(file, size)
+    wanted = {_FORMAT: archive_format.value, **_metadata(block_hash, expected, archive_format)}
+    found = {_FORMAT: ArchiveFormat.NATIVE.value, **metadata}
+    differing = [name for name, value in wanted.items() if found.get(name) != value]
+    if "block_hash" in differing or not wanted.keys() <= found.keys():
+        raise corrupt(f"the file holds block {metadata.get('block_hash')!r}")
+    if differing and not set(differing) <= set(_PLACE):
+        named = ", ".join(f"{name} {found[name]!r} instead of {wanted[name]!r}" for name in differing)
+        raise BlockUnavailable(MissReason.MODEL_CHANGED, f"written with {named}")
+    if differing or header != _described(expected, archive_format):
+        raise corrupt("the header describes other tensors")
+    if size != start + payload_bytes(expected, archive_format):
+        raise corrupt(f"{size} bytes instead of {start + payload_bytes(expected, archive_format)}")
+    return start, metadata.get("blake3")
+
+
+def verify(payload: Tensor, checksum: object) -> None:
+    """Raise BlockUnavailable(CORRUPT) unless ``checksum`` is that of ``payload``, uint8."""
+    if checksum_of(bytes_of(payload)) != checksum:
+        raise corrupt("the checksum of the tensors differs")
+
+
+def views(payload: Tensor, expected: BlockHeader, archive_format: ArchiveFormat) -> dict[str, Tensor]:
+    """Return the tensors that lie in ``payload``, uint8, without copying."""
+    tensors, start = {}, 0
+    for name, (dtype, shape) in layout(expected, archive_format).items():
+        stop = start + math.prod(shape) * dtype.itemsize
+        tensors[name] = payload[start:stop].view(dtype).view(shape)
+        start = stop
+    return tensors
+
+
+def read_header(file: BufferedReader, size: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Read a safetensors header; return where the payload starts, what is said of the tensors, and the metadata.
+
+    Raises BlockUnavailable(CORRUPT) for what is none.
     """
     header_bytes = int.from_bytes(file.read(8), "little")
     if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, size - 8):
-        raise _corrupt(f"header length {header_bytes} in a file of {size} bytes")
-    checksum = _check_header(file.read(header_bytes), block_hash, expected)
-    if size != 8 + header_bytes + expected.payload_bytes:
-        raise _corrupt(f"{size} bytes instead of {8 + header_bytes + expected.payload_bytes}")
-    payload = torch.empty(expected.payload_bytes, dtype=torch.uint8)
-    if file.readinto(_bytes_of(payload)) != len(payload):
-        raise _corrupt("the file shrank while it was read")
-    if _checksum(_bytes_of(payload)) != checksum:
-        raise _corrupt("the checksum of the tensors differs")
-    k, v = payload.view(DTYPES[expected.dtype]).view(2, *expected.shape)
-    return k, v
-
-
-def _check_header(text: bytes, block_hash: BlockHash, expected: BlockHeader) -> object:
-    """Compare every field of the JSON header with what is expected and return the checksum that it claims."""
+        raise corrupt(f"header length {header_bytes} in a file of {size} bytes")
     try:
-        header: Any = json.loads(text)
+        header: Any = json.loads(file.read(header_bytes))
     except (ValueError, RecursionError) as error:
-        raise _corrupt("the header is not JSON") from error
+        raise corrupt("the header is not JSON") from error
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict):
-        raise _corrupt("the header has no metadata")
-    wanted = _metadata(block_hash, expected)
-    differing = [name for name, value in wanted.items() if metadata.get(name) != value]
-    if "block_hash" in differing or not wanted.keys() <= metadata.keys():
-        raise _corrupt(f"the file holds block {metadata.get('block_hash')!r}")
-    if differing and not set(differing) <= set(_PLACE):
-        named = ", ".join(f"{name} {metadata[name]!r} instead of {wanted[name]!r}" for name in differing)
-        raise BlockUnavailable(MissReason.MODEL_CHANGED, f"written with {named}")
-    if differing or header != _layout(expected):
-        raise _corrupt("the header describes other tensors")
-    return metadata.get("blake3")
+        raise corrupt("the header has no metadata")
+    return 8 + header_bytes, header, metadata
 
 
-def _metadata(block_hash: BlockHash, header: BlockHeader) -> dict[str, str]:
-    return {"block_hash": block_hash.hex(), **{name: str(value) for name, value in asdict(header).items()}}
+def _metadata(block_hash: BlockHash, header: BlockHeader, archive_format: ArchiveFormat) -> dict[str, str]:
+    named = {} if archive_format is ArchiveFormat.NATIVE else {_FORMAT: archive_format.value}  # native files say nothing of it
+    return {"block_hash": block_hash.hex(), **{name: str(value) for name, value in asdict(header).items()}, **named}
 
 
-def _layout(header: BlockHeader) -> dict[str, object]:
-    """Return what safetensors writes about ``k`` and ``v``; offsets count from the start of the payload."""
-    code, shape, half = _CODES[header.dtype], list(header.shape), header.payload_bytes // 2
-    return {
-        "k": {"dtype": code, "shape": shape, "data_offsets": [0, half]},
-        "v": {"dtype": code, "shape": shape, "data_offsets": [half, 2 * half]},
-    }
+def _described(header: BlockHeader, archive_format: ArchiveFormat) -> dict[str, object]:
+    """Return what safetensors writes about the tensors; offsets count from the start of the payload."""
+    described: dict[str, object] = {}
+    start = 0
+    for name, (dtype, shape) in layout(header, archive_format).items():
+        stop = start + math.prod(shape) * dtype.itemsize
+        described[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    return described
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor, not copied."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _checksum(*parts: memoryview) -> str:
+def checksum_of(*parts: memoryview | bytes) -> str:
+    """Return the blake3 of ``parts`` one after the other, in hex."""
     hasher = blake3(max_threads=blake3.AUTO)
     for part in parts:
         hasher.update(part)
@@ -104,5 +167,6 @@ def _checksum(*parts: memoryview) -> str:
     return digest
 
 
-def _corrupt(detail: str) -> BlockUnavailable:
+def corrupt(detail: str) -> BlockUnavailable:
+    """Return the error for a file that is not what was stored."""
     return BlockUnavailable(MissReason.CORRUPT, detail)

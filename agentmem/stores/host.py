@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor
 
 from agentmem.types import BlockHash
+
+
+def host_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised CPU tensor for K and V: page-locked where there is CUDA, so that copies overlap with the device's work."""
+    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
 
 
 class HostTier:
@@ -15,6 +21,7 @@ class HostTier:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes_used = 0
+        self.num_evicted = 0  # dropped for want of room
         self._blocks: OrderedDict[BlockHash, tuple[Tensor, Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -35,6 +42,7 @@ class HostTier:
             return
         while self.bytes_used + size > self.max_bytes:
             self.drop(next(iter(self._blocks)))
+            self.num_evicted += 1
         self._blocks[block_hash] = (k, v)
         self.bytes_used += size
 

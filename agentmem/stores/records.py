@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from agentmem.errors import InvalidInput
 from agentmem.types import BlockHash, MissReason, SessionRecord, TenantId, Tier
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ArchiveFormat(StrEnum):
+    """How K and V lie in block files."""
+
+    NATIVE = "native"  # the model's dtype, bit for bit
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code. Only INT8 and INT4 have codes."""
+        return int(self.removeprefix("int"))
 
 
 class BlockUnavailable(Exception):
@@ -71,12 +85,13 @@ class BlockHeader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockFile:
-    """What goes into one block file. ``k`` and ``v`` have the header's dtype and shape, on any device."""
+    """What goes into one block file. ``k`` and ``v`` have the header's dtype and shape, on any device; ``format`` is the file's."""
 
     hash: BlockHash
     header: BlockHeader
     k: Tensor
     v: Tensor
+    format: ArchiveFormat = ArchiveFormat.NATIVE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +145,7 @@ class LedgerStats:
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """How many files a sweep removed: blocks that no row promises, and temporary files of interrupted writes."""
+    """How many files a sweep removed: blocks that no row promises with their results, and temporary files of interrupted writes."""
 
     orphans: int
     temps: int
@@ -138,7 +153,12 @@ class SweepReport:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveStats:
-    """Use of the tiers in bytes and blocks, and what happened since the start. ``unavailable`` counts failed loads by reason."""
+    """Use of the tiers in bytes and blocks, and what happened since the start. ``unavailable`` counts failed loads by reason.
+
+    ``disk_used`` includes ``result_bytes``, the files of sealing's results. ``mapped_bytes`` are those of blocks that sessions read rows
+    of now, ``mapped_host`` and ``mapped_disk`` how often one was mapped. ``evicted`` counts blocks that left the disk, ``evicted_host``
+    those that left host memory, both for want of room.
+    """
 
     disk_used: int
     disk_bytes: int
@@ -151,3 +171,9 @@ class ArchiveStats:
     loaded_disk: int
     evicted: int
     unavailable: dict[MissReason, int] = field(default_factory=dict)
+    disk_blocks: int = 0
+    result_bytes: int = 0
+    mapped_bytes: int = 0
+    mapped_host: int = 0
+    mapped_disk: int = 0
+    evicted_host: int = 0

@@ -40,9 +40,9 @@ def on_disk(files: BlockFiles) -> set[str]:
 
 def assert_reads(files: BlockFiles, name: str) -> None:
     """Read the block of ``name`` and compare it with what was stored."""
-    k, v = files.read(digest(name), HEADER)
-    assert torch.equal(stored(name).k, k)
-    assert torch.equal(stored(name).v, v)
+    tensors = files.read(digest(name), HEADER)
+    assert torch.equal(stored(name).k, tensors["k"])
+    assert torch.equal(stored(name).v, tensors["v"])
 
 
 def reason(files: BlockFiles, name: str) -> MissReason:
@@ -89,7 +89,7 @@ def test_unsound_file_is_written_anew(files: BlockFiles) -> None:
     """Writing a block over a damaged file makes it readable again and sets the damaged one aside."""
     write(files, "a")
     files.path(digest("a")).write_bytes(b"damage")
-    files.bytes_used = len(b"damage")
+    files.note(files.path(digest("a")))
     write(files, "a")
     assert_reads(files, "a")
     assert [] == files.check_integrity()
@@ -231,7 +231,7 @@ def test_sweep(files: BlockFiles) -> None:
         return [block_hash for block_hash in hashes if block_hash == digest("known")]
 
     (files.root / "notes.txt").touch()
-    files.bytes_used += 7  # as if somebody had cut a file
+    files.sizes.put(files.path(digest("known")).name, 7)  # as if somebody had cut the file
     assert SweepReport(orphans=1, temps=1) == files.sweep(known, min_age_s=0)
     assert {files.path(digest("known")).name, "notes.txt", "odd.safetensors"} == on_disk(files)
     assert [] == files.check_integrity()
@@ -252,7 +252,6 @@ def test_sweep_passes_over_files_that_vanish(files: BlockFiles, monkeypatch: pyt
     entries = list(files._entries())
     files.delete(digest("a"))
     monkeypatch.setattr(files, "_entries", lambda: entries)
-    monkeypatch.setattr(files, "_count_bytes", lambda: 0)
     assert SweepReport(orphans=0, temps=0) == files.sweep(lambda _: [], min_age_s=0)
 
 
@@ -264,5 +263,5 @@ def test_bytes_are_counted_again_at_the_start(files: BlockFiles, tmp_path: Path)
 
 def test_wrong_count_is_found(files: BlockFiles) -> None:
     """check_integrity names a wrong count."""
-    files.bytes_used = 5
+    files.sizes.put(files.path(digest("a")).name, 5)
     assert ["block files count 5 bytes and use 0"] == files.check_integrity()

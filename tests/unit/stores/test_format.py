@@ -36,7 +36,8 @@ HEADER_END = 8 + int.from_bytes(GOOD[:8], "little")
 
 def read(data: bytes, header: BlockHeader = HEADER, name: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
     """Decode ``data`` as a file of that size."""
-    return decode(io.BufferedReader(io.BytesIO(data)), len(data), digest(name), header)  # type: ignore[arg-type]
+    tensors = decode(io.BufferedReader(io.BytesIO(data)), len(data), digest(name), header)  # type: ignore[arg-type]
+    return tensors["k"], tensors["v"]
 
 
 def refusal(data: bytes, header: BlockHeader = HEADER, name: str = "block") -> BlockUnavailable:
