@@ -89,11 +89,13 @@ class ServerSettings:
 class MemorySettings:
     """Budgets of the engine. ``kv_bytes`` bounds K and V on the device, ``host_bytes`` the host tier.
 
+    ``session_share`` is the share of ``kv_bytes`` up to which a session of fidelity AUTO stays exact.
     ``max_batch_tokens`` is the prefill budget of one step, ``max_running`` and ``max_queue`` count requests.
     """
 
     kv_bytes: AutoBytes = "auto"
     host_bytes: Bytes = Bytes(0)
+    session_share: float = 0.5
     block_tokens: int = 64
     max_batch_tokens: int = 512
     max_running: int = 64
@@ -104,6 +106,8 @@ class MemorySettings:
         fits = self.kv_bytes == "auto" or self.kv_bytes >= MIB
         _check("memory.kv_bytes", fits, self.kv_bytes, "auto, or 1MiB or more")
         _check("memory.host_bytes", self.host_bytes >= 0, self.host_bytes, "0 (off) or more")
+        share = self.session_share
+        _check("memory.session_share", _finite(share) and 0 < share <= 1, share, "above 0, up to 1")
         _check("memory.block_tokens", 1 <= self.block_tokens <= 1024, self.block_tokens, "1 to 1024 tokens")
         for name in ("max_batch_tokens", "max_running", "max_queue"):
             count = getattr(self, name)
@@ -114,12 +118,14 @@ class MemorySettings:
 class StorageSettings:
     """What is kept on disk. ``disk_bytes`` is the quota of blocks; the ledger of turns is never evicted.
 
+    ``archive_format`` is how K and V lie there: as they are, or at 8 or 4 bits, from which no session is restored exactly.
     ``kv_archive`` False keeps the ledger only, so that a restart recomputes. ``sweep`` removes orphans at start-up.
     ``reap_seconds`` is the pause between two searches for expired sessions.
     """
 
     state_dir: Path = field(default_factory=lambda: Path("~/.local/share/agentmem").expanduser())
     disk_bytes: Bytes = Bytes(20 * GIB)
+    archive_format: str = "native"
     kv_archive: bool = True
     sweep: bool = True
     reap_seconds: float = 5.0
@@ -127,6 +133,8 @@ class StorageSettings:
     def __post_init__(self) -> None:
         """Raise ConfigError naming the key, its value and what is allowed."""
         _check("storage.disk_bytes", self.disk_bytes >= 0, self.disk_bytes, "0 or more")
+        formats = ("native", "int8", "int4")
+        _check("storage.archive_format", self.archive_format in formats, self.archive_format, ", ".join(formats))
         reap = self.reap_seconds
         _check("storage.reap_seconds", _finite(reap) and reap > 0, reap, "above 0 seconds")
 
