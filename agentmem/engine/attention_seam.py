@@ -6,16 +6,18 @@ can live in one process. Keys arrive with their RoPE phase already applied and a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from agentmem.engine.batch import Slice, StepBatch
+from agentmem.engine.batch import StepBatch
+from agentmem.engine.plan import Rows, Slice
 from agentmem.errors import UnsupportedModel
-from agentmem.memory.attention import AttendFn, attend_window, choose_backend, merge
-from agentmem.memory.decode import DecodePlan, is_available
+from agentmem.memory.attention import AttendFn, attend_recalled, attend_window, choose_backend, merge
+from agentmem.memory.decode import DecodePlan, Recalled, is_available
 
 NAME = "agentmem"
 REFUSED = ("softcap", "s_aux", "position_bias", "alibi")  # keyword arguments that would change what attention computes
@@ -49,6 +51,7 @@ def attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     _write(step, layer, key[0], value[0])
+    _observe(step, layer, query[0])
     if sliding_window is not None and step.cut_by(sliding_window):
         out = _attend_windows(step, layer, query[0], sliding_window, scale)
     else:
@@ -58,32 +61,65 @@ def attention(
 
 def _write(step: StepBatch, layer: int, key: Tensor, value: Tensor) -> None:
     for item in step.slices:
-        stop = item.row + item.stop - item.start
-        item.segment.k[layer, :, item.row : stop] = key[:, item.start : item.stop]
-        item.segment.v[layer, :, item.row : stop] = value[:, item.start : item.stop]
+        if item.target is not None:
+            segment, row = item.target.segment, item.target.row
+            stop = row + item.stop - item.start
+            segment.k[layer, :, row:stop] = key[:, item.start : item.stop]
+            segment.v[layer, :, row:stop] = value[:, item.start : item.stop]
+
+
+def _observe(step: StepBatch, layer: int, query: Tensor) -> None:
+    for item in step.slices:
+        if item.observer is not None:
+            keys = [part.rows(layer, part.start, part.stop)[0].to(query.device) for part in item.view.parts]
+            positions = range(item.position, item.position + item.stop - item.start)
+            item.observer.see(layer, positions, query[:, item.start : item.stop], keys)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Results:
+    """What the parts of a layer yield: ``outs`` ``[slots, heads, T, D]``, ``lses`` ``[slots, heads, T]``, -inf where a part is empty."""
+
+    outs: Tensor
+    lses: Tensor
+
+    def put(self, slot: int, rows: Rows, out: Tensor, lse: Tensor) -> None:
+        """Place the result of some rows of the batch."""
+        self.outs[slot, :, rows] = out.to(self.outs.dtype)
+        self.lses[slot, :, rows] = lse
 
 
 def _attend_parts(step: StepBatch, layer: int, query: Tensor, attend: AttendFn, scale: float) -> Tensor:
     """Run the plan's calls and merge their parts; ``[heads, T, D]`` in and out."""
     heads, n_rows, dim = query.shape
-    compiled = bool(step.singles) and is_available(query.device)
-    direct = step.n_slots == 1
-    outs = torch.zeros(
-        (step.n_slots, heads, n_rows, dim), dtype=query.dtype if direct and not compiled else torch.float32, device=query.device
+    plan = step.plan(layer)
+    compiled = bool(plan.singles) and is_available(query.device)
+    direct = plan.n_slots == 1
+    dtype = query.dtype if direct and not compiled else torch.float32
+    results = _Results(
+        torch.zeros((plan.n_slots, heads, n_rows, dim), dtype=dtype, device=query.device),
+        torch.full((plan.n_slots, heads, n_rows), float("-inf"), dtype=torch.float32, device=query.device),
     )
-    lses = torch.full((step.n_slots, heads, n_rows), float("-inf"), dtype=torch.float32, device=query.device)
-    calls = step.calls if compiled else step.every_call()
+    for recalled in plan.recalls:
+        recalled.state.refresh(layer, query[:, recalled.row].float().cpu().numpy())
+        if recalled.state.bias is not None or not compiled:
+            _attend_recalled(recalled, layer, query, results, scale)
     if compiled:
-        step.decode = step.decode or DecodePlan(step.singles, heads)
-        step.decode.run(layer, query, outs, lses, scale)
-    for call in calls:
-        keys = call.segment.k[layer, :, call.start : call.stop]
-        values = call.segment.v[layer, :, call.start : call.stop]
-        out, lse = attend(query[:, call.rows], keys, values, call.causal, scale)
-        outs[call.slot, :, call.rows] = out.to(outs.dtype)
-        if not direct:
-            lses[call.slot, :, call.rows] = lse
-    return (outs[0] if direct else merge(outs, lses)).to(query.dtype)
+        plan.decode = plan.decode or DecodePlan(plan.singles, plan.recalls, heads)
+        plan.decode.run(layer, query, results.outs, results.lses, scale)
+    for call in plan.calls if compiled else plan.every_call():
+        keys, values = call.part.rows(layer, call.part.start, call.part.stop)
+        results.put(call.slot, call.rows, *attend(query[:, call.rows], keys.to(query.device), values.to(query.device), call.causal, scale))
+    return (results.outs[0] if direct else merge(results.outs, results.lses)).to(query.dtype)
+
+
+def _attend_recalled(recalled: Recalled, layer: int, query: Tensor, results: _Results, scale: float) -> None:
+    """Attend to what one session recalls in a layer, where no kernel does."""
+    state, rows = recalled.state, slice(recalled.row, recalled.row + 1)
+    bias = None if state.bias is None else torch.from_numpy(state.bias[layer]).to(query.device)
+    counts = torch.from_numpy(state.counts[layer]).to(query.device)
+    out, lse = attend_recalled(query[:, recalled.row], state.k[layer], state.v[layer], counts, bias=bias, scale=scale)
+    results.put(recalled.slot, rows, out[:, None], lse[:, None])
 
 
 def _attend_windows(step: StepBatch, layer: int, query: Tensor, window: int, scale: float) -> Tensor:
@@ -100,11 +136,13 @@ def _attend_windows(step: StepBatch, layer: int, query: Tensor, window: int, sca
 def _gather(item: Slice, layer: int, lowest: int) -> tuple[Tensor, Tensor]:
     """Return K and V of one session from position ``lowest`` on, ``[kv_heads, N, D]``."""
     keys, values = [], []
-    for span in item.spans:
-        start = max(span.start, lowest - span.segment.base)
-        if start < span.stop:
-            keys.append(span.segment.k[layer, :, start : span.stop])
-            values.append(span.segment.v[layer, :, start : span.stop])
+    for part in item.view.parts:
+        start = max(part.start, lowest - part.base)
+        if start < part.stop:
+            k, v = part.rows(layer, start, part.stop)
+            keys.append(k)
+            values.append(v)
     if len(keys) == 1:
         return keys[0], values[0]
-    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+    device = keys[-1].device
+    return torch.cat([k.to(device) for k in keys], dim=1), torch.cat([v.to(device) for v in values], dim=1)

@@ -9,39 +9,29 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from agentmem import faults
+from agentmem.engine.background import is_complete, log_probabilities, note_background
 from agentmem.engine.batch import Work, build_batch
 from agentmem.engine.replies import finish_of, sample_each
-from agentmem.engine.restore import Restored, Restorer
-from agentmem.engine.run import EngineRequest, Run, RunState
+from agentmem.engine.restore import Restorer
+from agentmem.engine.run import MAX_DECODED, EngineRequest, Run, RunState, branch_of
 from agentmem.engine.runner import Runner
 from agentmem.engine.sampling import Sampler
 from agentmem.engine.scheduler import Limits, Scheduler
+from agentmem.engine.starting import Starter
+from agentmem.engine.stats import EngineStats
 from agentmem.errors import AgentMemError, ContextTooLong, Draining, InternalError, Overloaded
 from agentmem.memory.pool import KVPool, PoolFull
 from agentmem.memory.segment import Branch
-from agentmem.types import BlockHash, FinishReason, MissReason, Tier
+from agentmem.types import FinishReason
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counters since start; tokens and steps."""
-
-    steps: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    failed_steps: int = 0
-    computed: int = 0  # tokens of prompts that had to be computed
-    reused: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
 
 
 class Engine:
@@ -61,6 +51,7 @@ class Engine:
         self.scheduler = Scheduler(pool, limits)
         self.stats = EngineStats()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.starter = Starter(self.scheduler, restorer, runner.heads, self.stats, post=self._inbox.put, end=self._finish, fail=self._fail)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._threads = threads
         self._ready = threading.Event()
@@ -165,8 +156,10 @@ class Engine:
             else:
                 self._finish(run, reason)
         admitted = self.scheduler.admit()
+        while self.scheduler.refused:
+            self._finish(self.scheduler.refused.pop(), FinishReason.CANCELLED)
         for run in admitted:
-            self._restore_or_begin(run)
+            self.starter.start(run)
         step = self.scheduler.plan()
         if step:
             self._step(step)
@@ -184,70 +177,6 @@ class Engine:
             work()
             block = False
 
-    def _restore_or_begin(self, run: Run) -> None:
-        """Start loading what the archive has of the run's prompt; with nothing to load, let the run begin."""
-        branch = self._branch(run)
-        size = self.pool.block_tokens
-        usable = (run.prompt_length - (run.request.sampling is not None)) // size
-        first = branch.length // size
-        names = run.chain.hashes[first:usable]
-        aligned = branch.length % size == 0
-        expected = aligned and (first + 1) * size <= run.request.computed_before
-        if not (names and aligned and (expected or self.restorer.archive.contains(names[0]))):
-            self._begin(run, Restored())
-            return
-        run.state = RunState.RESTORING
-        run.started = time.monotonic()
-        segment, row = self.pool.append(branch, len(names) * size, expect=self.scheduler.rows_ahead(run))
-        self.restorer.start(
-            names,
-            segment,
-            row,
-            wanted=lambda: run.cancel_reason is None,
-            done=lambda result: self._inbox.put(lambda: self._restored(run, first, names, result)),
-        )
-
-    def _restored(self, run: Run, first: int, names: Sequence[BlockHash], result: Restored) -> None:
-        if run.done:
-            return
-        branch = self._branch(run)
-        if result.num_blocks < len(names):
-            self.pool.truncate(branch, (first + result.num_blocks) * self.pool.block_tokens)
-            self.pool.reserve(branch, self.scheduler.rows_ahead(run))  # fits in what the cut gave back
-        self.pool.publish(branch, run.chain.hashes, first)
-        self.scheduler.landed(run, names[: result.num_blocks])
-        for tier, count in result.tokens.items():
-            run.reused[tier] += count
-        self._begin(run, result)
-
-    def _begin(self, run: Run, restored: Restored) -> None:
-        """Let ``run`` take part in steps, or end it where nothing is left to do."""
-        self._explain(run, restored)
-        self.scheduler.begin(run)
-        if run.cancel_reason is not None:
-            self._finish(run, run.cancel_reason)
-        elif not run.pending:  # only K and V were asked for, and all of them were found
-            self._finish(run, FinishReason.STOP)
-
-    def _explain(self, run: Run, restored: Restored) -> None:
-        """Work out why the first token that must be computed was not read from somewhere."""
-        have, before = self._branch(run).length, run.request.computed_before
-        if restored.reason not in (MissReason.NONE, MissReason.NEW):
-            run.miss = (restored.reason, restored.detail)
-        elif run.request.hint is not None:
-            run.miss = run.request.hint
-        elif have >= before:
-            run.miss = (MissReason.NEW if before == 0 and have == 0 else MissReason.NONE, "")
-        elif have >= before - before % self.pool.block_tokens:
-            run.miss = (MissReason.PARTIAL_BLOCK, f"{before - have} tokens after the last full block")
-        else:
-            run.miss = (MissReason.EVICTED, f"from token {have} on")
-        run.explained = True
-        for tier, count in run.reused.items():
-            self.stats.reused[tier] += count
-        self.stats.computed += run.prompt_length - sum(run.reused.values())
-        run.wake_threadsafe()
-
     def _step(self, step: Sequence[tuple[Run, Work]]) -> None:
         runs = [run for run, _ in step]
         try:
@@ -255,14 +184,15 @@ class Engine:
             logits = self.runner.forward(batch)
             faults.point("engine.step")
             self._publish(runs)
-            finished = self._emit([run for run, work in step if work.logits], logits)
+            self._note(step, logits)
+            finished = self._emit([run for run, work in step if work.logits and work.start is None], logits)
         except Exception as error:
             log.exception("step failed for %d runs", len(runs))
             self.stats.failed_steps += 1
             for run in runs:
                 self._fail(run, error)
             return
-        finished += [(run, FinishReason.STOP) for run in runs if run.request.sampling is None and not run.pending]
+        finished += [(run, FinishReason.STOP) for run in runs if is_complete(run, branch_of(run))]
         for run in runs:
             run.num_steps += 1
         for run, reason in finished:
@@ -270,6 +200,24 @@ class Engine:
         for run in runs:
             run.wake_threadsafe()
         self._count(step)
+
+    def _note(self, step: Sequence[tuple[Run, Work]], logits: Tensor) -> None:
+        """Book what the step means for the exactness of each branch, before its tokens are sampled."""
+        rows = iter(torch.split(logits, [len(work.logits) for _, work in step]))
+        for run, work in step:
+            branch, row = branch_of(run), next(rows)
+            if run.request.background:
+                note_background(run, branch, work, row)
+                self.stats.reencoded += len(work.token_ids) if work.rewrite else 0
+                continue
+            position = branch.length - len(work.token_ids)
+            if work.compact and branch.approx_from is None:
+                branch.approx_from = position
+            if position >= run.prompt_length:
+                run.num_decoded += 1
+                run.attended_sum += _attended(branch, work) if work.compact else 1.0
+            if branch.approx_from is not None and work.logits and len(run.decoded) < MAX_DECODED:
+                run.decoded[branch.length - 1] = log_probabilities(row[-1])
 
     def _count(self, step: Sequence[tuple[Run, Work]]) -> None:
         decoded = sum(len(work.logits) for _, work in step)
@@ -300,7 +248,7 @@ class Engine:
         """Make the blocks that this step completed findable by other sessions."""
         size = self.pool.block_tokens
         for run in runs:
-            branch = self._branch(run)
+            branch = branch_of(run)
             first = run.num_published
             last = branch.length // size
             if last <= first:
@@ -311,6 +259,11 @@ class Engine:
 
     def _finish(self, run: Run, reason: FinishReason) -> None:
         self.scheduler.drop(run)
+        run.recall = None
+        if run.source is not None:  # it ended before its compact branch was there: the session keeps what it had
+            if run.branch is not None:
+                self.pool.release(run.branch)
+            run.branch, run.source = run.source, None
         if run.branch is not None and run.branch.alive:
             self.pool.set_idle(run.branch)
         if run.reply_text is not None and reason is not FinishReason.STOP_STRING:
@@ -323,8 +276,10 @@ class Engine:
     def _fail(self, run: Run, error: Exception) -> None:
         """End ``run`` with an error; its K and V may be half written, so the branch goes and will be recomputed."""
         self.scheduler.drop(run)
-        if run.branch is not None:
-            self.pool.release(run.branch)
+        run.recall = None
+        for branch in (run.branch, run.source):
+            if branch is not None:
+                self.pool.release(branch)
         if isinstance(error, AgentMemError):
             run.error = error
         elif isinstance(error, (MemoryError, PoolFull, torch.OutOfMemoryError)):
@@ -335,7 +290,14 @@ class Engine:
         run.state = RunState.DONE
         run.wake_threadsafe()
 
-    def _branch(self, run: Run) -> Branch:
-        if run.branch is None:
-            raise InternalError("a run takes part in a step without a branch")
-        return run.branch
+
+def _attended(branch: Branch, work: Work) -> float:
+    """Return the share of the tokens before and with the last one that a compact step read, on average over layers and heads."""
+    root = branch.root
+    if root is None:
+        return 1.0
+    recalled = 0.0 if work.recall is None else float(work.recall.counts.mean())
+    layers = root.k.shape[0]
+    dense = min(work.dense_layers, layers) / layers
+    compact = (root.length + recalled + branch.length - root.covers) / branch.length
+    return dense + (1 - dense) * compact

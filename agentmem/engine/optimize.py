@@ -7,6 +7,7 @@ that read the same input (q, k, v; gate, up) become one product. Results equal `
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -127,18 +128,29 @@ def _why_not(model: nn.Module) -> str:
     linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
     if not linear:
         return "there are no plain linear layers"
-    if not any(_packable(layer) for layer in linear):
+    if not any(_packable_kind(layer) for layer in linear):
         layer = linear[0]
         return f"weights are {layer.weight.dtype} on {layer.weight.device}; packed are float32 and bfloat16 on cpu"
+    reasons = {why_no_packing(layer.weight.dtype) for layer in linear if _packable_kind(layer)}
+    return "" if "" in reasons else "; ".join(sorted(reasons))
+
+
+@functools.cache
+def why_no_packing(dtype: torch.dtype) -> str:
+    """Return why weights of ``dtype`` cannot be packed on this machine, '' when they can. Tried, not guessed."""
     try:
-        PackedLinear(torch.eye(16), None)(torch.ones(1, 16))
-    except (AttributeError, RuntimeError) as error:  # built without oneDNN, or the operator was renamed
-        return f"torch has no working oneDNN packing: {error}"
+        PackedLinear(torch.eye(16, dtype=dtype), None)(torch.ones(1, 16, dtype=dtype))
+    except (AttributeError, RuntimeError) as error:  # built without oneDNN, the operator was renamed, or the processor is too old
+        return f"torch has no working oneDNN packing of {dtype}: {error}"
     return ""
 
 
-def _packable(layer: nn.Module) -> bool:
+def _packable_kind(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and layer.weight.dtype in TOLERANCE and layer.weight.device.type == "cpu"
+
+
+def _packable(layer: nn.Linear) -> bool:
+    return _packable_kind(layer) and not why_no_packing(layer.weight.dtype)
 
 
 def _fuse(module: nn.Module, names: Iterable[str]) -> int:

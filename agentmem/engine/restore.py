@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from agentmem.memory.segment import Segment
+from agentmem.stores.mapped import MappedBlock
 from agentmem.stores.records import BlockUnavailable, LoadedBlock
 from agentmem.types import BlockHash, MissReason, Tier
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,9 @@ class Archive(Protocol):
 
     def contains(self, block_hash: BlockHash) -> bool:
         """Return whether ``load`` is worth trying. Cheap."""
+
+    def map(self, block_hash: BlockHash) -> MappedBlock:
+        """Return a verified block where it lies. Raises BlockUnavailable with the reason."""
 
 
 @dataclass(slots=True)
@@ -55,6 +60,18 @@ class Restorer:
         ``wanted`` is asked before each block; False stops. The rows must stay claimed until ``done`` was called.
         """
         self._threads.submit(self._load, list(names), segment, row, wanted, done)
+
+    def run(self, work: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
+        """Do ``work`` on a loader's thread and hand ``done`` what it returns or raises."""
+
+        def job() -> None:
+            try:
+                result: T | Exception = work()
+            except Exception as error:  # noqa: BLE001 - handed on, whatever it is
+                result = error
+            done(result)
+
+        self._threads.submit(job)
 
     def _load(
         self, names: list[BlockHash], segment: Segment, row: int, wanted: Callable[[], bool], done: Callable[[Restored], None]

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
-from agentmem.errors import AgentMemError
+from torch import Tensor
+
+from agentmem.engine.observe import Observer
+from agentmem.errors import AgentMemError, InternalError
 from agentmem.memory.hashing import Chain
+from agentmem.memory.recall.state import RecallState
+from agentmem.memory.sealed import SealedMemory
 from agentmem.memory.segment import Branch
-from agentmem.types import FinishReason, MissReason, RequestId, ReuseReport, SamplingParams, TenantId, Tier, TokenLogprob
+from agentmem.types import (
+    Fidelity,
+    FinishReason,
+    MissReason,
+    Policy,
+    Prefill,
+    RequestId,
+    ReuseReport,
+    SamplingParams,
+    TenantId,
+    Tier,
+    TokenLogprob,
+)
+
+MAX_DECODED = 1024  # log probabilities that a run keeps for the fidelity report; 100 kB each for a vocabulary of 50,000
 
 
 class ReplyText(Protocol):
@@ -38,6 +57,11 @@ class EngineRequest:
     memory, which the run takes over, or None. ``sampling`` None only computes K and V. ``computed_before``: leading tokens whose
     K and V this session has had before, so that a miss among them can be explained; ``hint`` is the reason (and detail) when it is known.
     ``max_length``: tokens the context may reach. ``deadline``: ``time.monotonic`` seconds.
+
+    ``fidelity`` EXACT, RECALL or COMPACT; the last two attend to ``memory`` (nothing sealed: to everything) under ``policy``. A
+    ``background`` request takes part only in steps that nobody else needs, evicts nobody, and is refused (CANCELLED) when memory is short.
+    Without sampling it may also ``reencode``: compute approximate K and V again under full attention, and compare the predictions with
+    ``decoded`` (see ``Run.decoded``); and ``observe`` ranges of positions through ``observer``.
     """
 
     request_id: RequestId
@@ -52,6 +76,26 @@ class EngineRequest:
     computed_before: int = 0
     hint: tuple[MissReason, str] | None = None
     deadline: float | None = None
+    fidelity: Fidelity = Fidelity.EXACT
+    memory: SealedMemory | None = None
+    policy: Policy = field(default_factory=Policy)
+    background: bool = False
+    reencode: bool = False
+    decoded: Mapping[int, Tensor] = field(default_factory=dict)
+    observe: tuple[range, ...] = ()
+    observer: Observer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a token that was decoded under an approximate view compares with exact attention; KL(exact || decoded) in nats.
+
+    ``position`` is the predicted token's; ``agrees``: both hold the same token likeliest.
+    """
+
+    position: int
+    kl: float
+    agrees: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +119,11 @@ class RunState(Enum):
 
 
 class Run:
-    """The engine thread writes, readers on the event loop follow by ``changed``; lists only ever grow."""
+    """The engine thread writes, readers on the event loop follow by ``changed``; lists only ever grow.
+
+    ``decoded``: of predictions made under an approximate view, the position of the token that was fed -> log probabilities ``[vocab]``,
+    fp16, on the CPU; at most MAX_DECODED. ``comparisons``: what a re-encode found.
+    """
 
     def __init__(self, request: EngineRequest, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
@@ -93,6 +141,14 @@ class Run:
         self.explained = False  # ``reused`` and ``miss`` are final
         self.miss: tuple[MissReason, str] = (MissReason.NONE, "")
         self.reply_text = request.reply_text() if request.reply_text else None
+        self.memory = request.memory if request.fidelity is not Fidelity.EXACT else None
+        self.source: Branch | None = None  # the branch whose tail goes into a compact branch that is being made
+        self.recall: RecallState | None = None
+        self.decoded: dict[int, Tensor] = {}
+        self.comparisons: list[Comparison] = []
+        self.num_observed = 0  # tokens of the observed ranges that were seen
+        self.attended_sum = 0.0
+        self.num_decoded = 0
         self.created = time.monotonic()
         self.started = 0.0
         self.first_token = 0.0
@@ -110,6 +166,21 @@ class Run:
     def pending(self) -> list[int]:
         """Tokens whose K and V are still to be computed."""
         return self.chain.tokens[self.branch.length if self.branch else 0 :]
+
+    @property
+    def compacts(self) -> bool:
+        """Whether there are sealed tokens for which a compact segment stands in."""
+        return self.memory is not None and self.memory.length > 0
+
+    @property
+    def by_token(self) -> bool:
+        """Whether the prompt too is computed under the approximate view, token by token."""
+        return self.compacts and self.request.policy.prefill is Prefill.VIEW
+
+    @property
+    def attended(self) -> float:
+        """Mean share of the context that a decode step attended to."""
+        return self.attended_sum / self.num_decoded if self.num_decoded else 1.0
 
     def reuse_report(self) -> ReuseReport:
         """Return where the prompt's tokens came from, as known once the run has started."""
@@ -138,3 +209,10 @@ class Run:
         """Tell every reader, from the engine thread; does nothing once the loop is closed."""
         with suppress(RuntimeError):  # what a closed loop raises; asking it first would leave a gap
             self._loop.call_soon_threadsafe(self.wake)
+
+
+def branch_of(run: Run) -> Branch:
+    """Return the branch of a run that was admitted. Raises InternalError where it has none."""
+    if run.branch is None:
+        raise InternalError("a run takes part in a step without a branch")
+    return run.branch

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from agentmem.engine import attention_seam
 from agentmem.engine.batch import StepBatch, Work, build_batch
+from agentmem.engine.compacting import Heads
 from agentmem.memory.pool import KVPool
-from agentmem.memory.segment import KVShape
+from agentmem.memory.shape import KVShape
 
 
 class Runner:
@@ -22,6 +23,7 @@ class Runner:
         attention_seam.register()
         self.model: Any = model  # transformers decorates what it calls without types
         self.model.set_attn_implementation(attention_seam.NAME)
+        self.heads = _heads(self.model)
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> Tensor:
@@ -48,3 +50,12 @@ class Runner:
         chunks = [token_ids[:half], *([token_id] for token_id in token_ids[half:])]
         steps = [Work(branch, chunk, range(len(chunk))) for chunk in chunks if chunk]
         return torch.cat([self.forward(build_batch(pool, [work], shape.device)) for work in steps])
+
+
+def _heads(model: Any) -> Heads:  # noqa: ANN401 - see Runner.model
+    """Return how the model's heads read; of models whose layers differ in scale, the first layer's."""
+    config = model.config.get_text_config()
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = (module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "scaling"))
+    scale = next((float(module.scaling) for module in layers), dim**-0.5)
+    return Heads(config.num_attention_heads // config.num_key_value_heads, scale)

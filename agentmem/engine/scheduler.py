@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from agentmem.engine.background import background_work
 from agentmem.engine.batch import Work
 from agentmem.engine.run import Run, RunState
 from agentmem.errors import Overloaded
@@ -34,6 +35,7 @@ class Scheduler:
         self.running: list[Run] = []
         self.restoring: set[Run] = set()  # admitted, with blocks on their way back from the archive
         self._queues: OrderedDict[TenantId, deque[Run]] = OrderedDict()
+        self.refused: list[Run] = []  # background runs for which there is no memory, to be ended by the engine
         self._flights: dict[BlockHash, Run] = {}
 
     # -- queue --------------------------------------------------------------------------------------------------------
@@ -55,9 +57,19 @@ class Scheduler:
             raise Overloaded(f"{waiting} requests wait, the limit is {self.limits.max_queue}", reason="QUEUE_FULL", retry_after=1.0)
         self._queues.setdefault(run.request.tenant, deque()).append(run)
 
+    def requeue(self, run: Run) -> None:
+        """Put an admitted run back to the front of its tenant's queue: what it was admitted with has turned out to be less."""
+        self.drop(run)
+        run.state = RunState.WAITING
+        self._queues.setdefault(run.request.tenant, deque()).appendleft(run)
+
     def waiting(self) -> Iterator[Run]:
-        """Yield waiting runs in the order of admission: one of each tenant in turn."""
-        queues = [iter(tuple(queue)) for queue in self._queues.values()]
+        """Yield waiting runs in the order of admission: one of each tenant in turn, background runs last."""
+        for background in (False, True):
+            yield from self._turns(background=background)
+
+    def _turns(self, *, background: bool) -> Iterator[Run]:
+        queues = [iter([run for run in queue if run.request.background is background]) for queue in self._queues.values()]
         while queues:
             for queue in list(queues):
                 run = next(queue, None)
@@ -98,6 +110,9 @@ class Scheduler:
                 continue
             if not self._reserve(run):
                 run.state = RunState.WAITING
+                if run.request.background:
+                    self.refused.append(run)
+                    continue
                 break
             self._start(run)
             admitted.append(run)
@@ -107,6 +122,12 @@ class Scheduler:
         """Reserve all that ``run`` may write and return whether it fits."""
         if self._fits(run):
             return True
+        if run.request.background:
+            return False
+        if run.source is not None and run.source.alive:  # a tail that cannot be copied is computed again
+            self.pool.release(run.source)
+            if self._fits(run):
+                return True
         if self.active:
             return False
         # Nobody is left to wait for: what is in the way is unused room in the past that the run holds on to. Without it every
@@ -116,17 +137,41 @@ class Scheduler:
         return self._fits(run)
 
     def _fits(self, run: Run) -> bool:
+        if run.request.background and not self.pool.fits(self._missing_rows(run), spill=False):
+            return False
+        if run.source is not None and run.source.alive:
+            self.pool.set_busy(run.source)
         try:
+            if run.memory is not None and run.compacts and run.branch is None:
+                run.branch = self.pool.compact(run.memory.length, run.memory.kept)
             self.pool.reserve(self._branch(run), self.rows_ahead(run))
         except PoolFull:
-            self.pool.set_idle(self._branch(run))
+            self._unreserve(run)
             return False
         return True
+
+    def _unreserve(self, run: Run) -> None:
+        if run.branch is not None and run.compacts and run.branch.root is not None and run.branch.root.compact is None:
+            self.pool.release(run.branch)
+            run.branch = None
+        for branch in (run.branch, run.source):
+            if branch is not None and branch.alive:
+                self.pool.set_idle(branch)
+
+    def _missing_rows(self, run: Run) -> int:
+        """Return how many rows beyond those of its branch ``run`` may take."""
+        if run.memory is not None and run.compacts and run.branch is None:
+            return run.memory.kept + self._total_rows(run) - run.memory.length
+        return self.rows_ahead(run)
 
     def impossible(self) -> list[tuple[Run, int]]:
         """Return the waiting runs that could never fit, with the bytes each needs, were every other branch gone."""
         row = self.pool.shape.row_bytes
-        return [(run, n * row) for run in self.waiting() if (n := self._total_rows(run)) * row > self.pool.budget_bytes]
+        return [(run, n * row) for run in self.waiting() if (n := self._least_rows(run)) * row > self.pool.budget_bytes]
+
+    def _least_rows(self, run: Run) -> int:
+        spared = run.memory.length - run.memory.kept if run.memory is not None else 0
+        return self._total_rows(run) - spared
 
     def _branch(self, run: Run) -> Branch:
         if run.branch is None:
@@ -136,6 +181,12 @@ class Scheduler:
     def _match(self, run: Run) -> None:
         """Give ``run`` the longest resident prefix: its session's own branch or one that another session left."""
         if run.branch is not None and not run.branch.alive:
+            run.branch = None
+        if run.compacts:
+            self._match_compact(run)
+            return
+        if run.branch is not None and run.branch.covers:  # only some of its rows are here, and all are asked for
+            self.pool.release(run.branch)
             run.branch = None
         usable = len(run.chain) - 1 if run.request.sampling is not None else len(run.chain)
         own = run.branch.length if run.branch is not None else 0
@@ -152,7 +203,22 @@ class Scheduler:
         if branch.length > usable:
             self.pool.truncate(branch, usable)
 
+    def _match_compact(self, run: Run) -> None:
+        """Keep the session's branch where it is compact in just this way; else it is the source of the one to make."""
+        branch = run.branch
+        if branch is None:
+            return
+        root = branch.root
+        if root is None or root.compact is None or run.memory is None or not run.memory.is_same(root.compact.sealed):
+            run.source, run.branch = branch, None
+            return
+        usable = len(run.chain) - 1 if run.request.sampling is not None else len(run.chain)
+        if branch.length > usable:
+            self.pool.truncate(branch, usable)
+
     def _flight_of(self, run: Run) -> Run | None:
+        if run.compacts:
+            return None
         index = self._branch(run).length // self.pool.block_tokens
         if index >= len(run.chain.hashes):
             return None
@@ -177,7 +243,7 @@ class Scheduler:
         else:
             del self._queues[run.request.tenant]
         run.reused[Tier.DEVICE] = self._branch(run).length
-        for name in run.chain.hashes[self._branch(run).length // self.pool.block_tokens :]:
+        for name in () if run.compacts else run.chain.hashes[self._branch(run).length // self.pool.block_tokens :]:
             self._flights.setdefault(name, run)
         self.restoring.add(run)
 
@@ -198,10 +264,17 @@ class Scheduler:
                 del self._flights[name]
 
     def plan(self) -> list[tuple[Run, Work]]:
-        """Choose the next step's tokens: every decoding run first, then prefill chunks up to the token budget."""
-        decoding = [run for run in self.running if len(run.chain) - self._branch(run).length == 1]
+        """Choose the next step's tokens: every decoding run first, then prefill chunks up to the token budget.
+
+        Background runs come in only where nobody else has anything to do, one at a time and with a small chunk, so that whoever
+        comes next waits for one short step at most.
+        """
+        foreground = [run for run in self.running if not run.request.background]
+        if not foreground:
+            return self._plan_background()
+        decoding = [run for run in foreground if run.by_token or len(run.chain) - self._branch(run).length == 1]
         step = [(run, self._work(run, 1)) for run in decoding]
-        prefilling = [run for run in self.running if len(run.chain) - self._branch(run).length > 1]
+        prefilling = [run for run in foreground if not run.by_token and len(run.chain) - self._branch(run).length > 1]
         budget = self.limits.max_batch_tokens if decoding else self.limits.idle_batch_tokens
         left = len(prefilling)
         for run in prefilling:
@@ -222,7 +295,24 @@ class Scheduler:
         start = self._branch(run).length
         last = start + count == len(run.chain) and run.request.sampling is not None
         expect = len(run.chain) - start + 1 if count > 1 else 0
-        return Work(self._branch(run), run.chain.tokens[start : start + count], (count - 1,) if last else (), expect)
+        return Work(
+            self._branch(run),
+            run.chain.tokens[start : start + count],
+            (count - 1,) if last else (),
+            expect,
+            compact=run.compacts and (run.by_token or start >= run.prompt_length),
+            recall=run.recall,
+            dense_layers=run.request.policy.dense_layers if run.recall is not None else 0,
+        )
+
+    def _plan_background(self) -> list[tuple[Run, Work]]:
+        for run in list(self.running):
+            work = background_work(run, self._branch(run))
+            if work is not None:
+                self.running.remove(run)
+                self.running.append(run)
+                return [(run, work)]
+        return []
 
     def expired(self, now: float) -> list[tuple[Run, FinishReason]]:
         """Return the runs that were cancelled or whose deadline has passed, with the reason."""

@@ -84,6 +84,25 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> AttendFn:
     return backends.get("reference")
 
 
+def attend_recalled(q: Tensor, k: Tensor, v: Tensor, counts: Tensor, *, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend to rows of which each KV head has another number, in plain fp32: for devices and methods without a kernel.
+
+    q ``[heads, D]``; k, v ``[kv_heads, N, D]``, of head h the first ``counts[h]`` rows are valid; ``bias`` ``[heads, N]`` or None is
+    added to the scaled scores. Returns out ``[heads, D]`` and lse ``[heads]`` (zeros and -inf where there is nothing), both fp32.
+    """
+    heads, dim = q.shape
+    kv_heads, n_k, _ = k.shape
+    scores = torch.einsum("hgd,hnd->hgn", q.float().reshape(kv_heads, heads // kv_heads, dim), k.float()) * scale
+    if bias is not None:
+        scores = scores + bias.reshape(kv_heads, heads // kv_heads, n_k)
+    valid = torch.arange(n_k, device=q.device)[None] < counts[:, None]
+    scores = scores.masked_fill(~valid[:, None], float("-inf"))
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse[..., None]).masked_fill(~valid[:, None], 0.0)
+    values = v.float().masked_fill(~valid[..., None], 0.0)  # rows that were never filled may hold anything
+    return torch.einsum("hgn,hnd->hgd", weights, values).reshape(heads, dim), lse.reshape(heads)
+
+
 def merge(outs: Tensor, lses: Tensor) -> Tensor:
     """Merge parts exactly: outs ``[parts, heads, T, D]``, lses ``[parts, heads, T]`` (-inf: an empty part) -> ``[heads, T, D]``."""
     weights = torch.softmax(lses, dim=0)

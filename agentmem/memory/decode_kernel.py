@@ -140,8 +140,8 @@ def piece_kernel(dtype: str, dim: int, group: int) -> Kernel:
     """Compile and return the kernel for K and V of ``dtype`` (float32, bfloat16, float16), heads of ``dim``, groups of ``group`` queries.
 
     ``kernel(k_address, v_address, n_rows, query, q, out, top, total)``, for each piece: the addresses of its first rows (uint64), how many
-    there are (int64, at least 1), and its group's first row (int64) in ``q`` ``[rows, dim]`` (fp32, scaled). Writes, unnormalised, ``out``
-    ``[pieces, group, dim]``, the highest score ``top`` and the sum of weights ``total`` ``[pieces, group]``, all fp32.
+    there are (int64; 0: the piece is empty), and its group's first row (int64) in ``q`` ``[rows, dim]`` (fp32, scaled). Writes ``out``
+    ``[pieces, group, dim]``, unnormalised, and the highest score ``top`` and the sum of weights ``total`` ``[pieces, group]``, all fp32.
     It holds no lock of the interpreter. The caller keeps the memory behind the addresses alive.
     """
     load = {"float32": _from_float32, "bfloat16": _from_bfloat16, "float16": _from_float16}[dtype]
@@ -175,7 +175,7 @@ def piece_kernel(dtype: str, dim: int, group: int) -> Kernel:
 def place_pieces(  # pragma: no cover - compiled
     slot: Any, head: Any, row: Any, out: Any, top: Any, total: Any, outs: Any, lses: Any
 ) -> None:
-    """Normalise every piece into ``outs[slot, head + g, row]`` and its log-sum-exp into the same place of ``lses``.
+    """Normalise every piece that has rows into ``outs[slot, head + g, row]`` and its log-sum-exp into the same place of ``lses``.
 
     Arguments as of ``piece_kernel``; ``slot``, ``head`` (first of the group), ``row`` int64 ``[pieces]``; ``outs``
     ``[slots, heads, T, dim]`` and ``lses`` ``[slots, heads, T]``, both fp32.
@@ -184,6 +184,8 @@ def place_pieces(  # pragma: no cover - compiled
     for piece in range(n_pieces):
         for g in range(group):
             weight = total[piece, g]
+            if weight == 0:
+                continue
             for d in range(dim):
                 outs[slot[piece], head[piece] + g, row[piece], d] = out[piece, g, d] / weight
             lses[slot[piece], head[piece] + g, row[piece]] = top[piece, g] + math.log(weight)

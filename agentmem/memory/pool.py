@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from agentmem.errors import InternalError
-from agentmem.memory.segment import Branch, KVShape, Segment, Span, spans_of
+from agentmem.memory.segment import Branch, Segment, Span, spans_of
+from agentmem.memory.shape import KVShape
 from agentmem.types import BlockHash
 
 MIN_ROWS = 64  # a new segment's smallest capacity
@@ -52,12 +53,19 @@ class KVPool:
         return name in self._index
 
     def fork(self, branch: Branch, length: int) -> Branch:
-        """Return a new branch over the first ``length`` tokens of ``branch``. Copies no K or V."""
+        """Return a new branch over the first ``length`` tokens of ``branch``. Copies no K or V.
+
+        A length inside what a compact segment stands for gives an empty branch.
+        """
         self._check(branch, length)
+        if length < branch.covers:  # rows of single tokens cannot be told apart there: the fork finds or loads its own
+            return self._branch(None, 0)
         segment = branch.segment
         while segment is not None and length <= segment.base:
             segment = segment.parent
-        return self._branch(segment if length else None, length)
+        forked = self._branch(segment if length else None, length)
+        forked.approx_from = None if branch.approx_from is None or branch.approx_from >= length else branch.approx_from
+        return forked
 
     def spans(self, branch: Branch) -> list[Span]:
         """Return the parts of the branch's view in order of position."""
@@ -66,9 +74,12 @@ class KVPool:
     def publish(self, branch: Branch, hashes: Sequence[BlockHash], start: int) -> list[int]:
         """Make the full blocks of ``branch`` from block ``start`` on findable by hash; return the indexes that were new.
 
-        ``hashes`` are the chain's; blocks beyond the branch's length are left alone.
+        ``hashes`` are the chain's; blocks beyond the branch's length are left alone. A compact branch has nothing to offer: who
+        found it by hash would take its view for the whole past.
         """
-        new = []
+        new: list[int] = []
+        if branch.covers:
+            return new
         for index in range(start, min(len(hashes), branch.length // self.block_tokens)):
             if hashes[index] in self._index:
                 continue
@@ -85,13 +96,33 @@ class KVPool:
 
     # -- growing and shrinking ----------------------------------------------------------------------------------------
 
+    def compact(self, covers: int, rows: int) -> Branch:
+        """Return a new branch over one compact segment of ``rows`` rows that stands for ``covers`` tokens.
+
+        The caller fills the rows and sets ``compact`` before anyone attends to them. Spills idle branches if need be. Raises PoolFull.
+        """
+        if not self._make_room(rows * self.shape.row_bytes):
+            raise PoolFull
+        segment = Segment(self.shape, None, 0, rows, covers)
+        segment.length = rows
+        self._segments.add(segment)
+        self.used_bytes += rows * self.shape.row_bytes
+        branch = self._branch(segment, covers)
+        self.set_busy(branch)
+        return branch
+
+    def fits(self, rows: int, *, spill: bool) -> bool:
+        """Return whether ``rows`` more rows fit, with ``spill`` once every idle branch is gone."""
+        held = self._held_bytes() if spill else self.used_bytes
+        return held + rows * self.shape.row_bytes <= self.budget_bytes
+
     def reserve(self, branch: Branch, rows: int) -> None:
         """Promise ``branch`` room for ``rows`` more tokens, spilling idle branches if need be. Raises PoolFull."""
         self._release_reserve(branch)
         self.set_busy(branch)
         segment = branch.segment
         room = 0
-        if segment is not None and segment.end == branch.length and segment.may_pass_to(branch):
+        if segment is not None and not segment.covers and segment.end == branch.length and segment.may_pass_to(branch):
             segment.owner = branch
             room = segment.capacity - segment.length
         missing = max(0, rows - room)
@@ -117,8 +148,15 @@ class KVPool:
         return segment, first
 
     def truncate(self, branch: Branch, length: int) -> None:
-        """Forget the tokens of ``branch`` from ``length`` on; rows that nobody else needs can be written again."""
+        """Forget the tokens of ``branch`` from ``length`` on; rows that nobody else needs can be written again.
+
+        A length inside what a compact segment stands for empties the branch: look at its length afterwards.
+        """
         self._check(branch, length)
+        if length < branch.covers:
+            length = 0
+        if branch.approx_from is not None and length <= branch.approx_from:
+            branch.approx_from = None
         segment = branch.segment
         while segment is not None and length <= segment.base:
             segment = segment.parent
@@ -159,6 +197,7 @@ class KVPool:
         self._idle.pop(branch, None)
         self._branches.discard(branch)
         branch.alive = branch.busy = False
+        branch.approx_from = None
         segment, branch.segment = branch.segment, None
         if segment is not None:
             segment.users.discard(branch)
@@ -176,7 +215,9 @@ class KVPool:
 
     def pin(self, branch: Branch, start: int, stop: int) -> PinnedRows:
         """Return the rows of positions ``start`` to ``stop`` for reading on another thread until ``unpin``."""
-        parts = [s for s in spans_of(branch.segment, stop) if s.segment.base + s.stop > start]
+        if start < branch.covers:
+            raise InternalError(f"rows from {start} on were asked for; of the first {branch.covers} tokens only some are resident")
+        parts = [s for s in spans_of(branch.segment, stop) if not s.segment.covers and s.segment.base + s.stop > start]
         pins = []
         for span in parts:
             span.segment.pins[span.stop] += 1
@@ -303,7 +344,9 @@ class KVPool:
             _expect(end <= segment.end, "the index names rows beyond the segment")
         for branch in self._branches:
             spans = self.spans(branch)
-            _expect(sum(s.stop - s.start for s in spans) == branch.length, "a branch's parts do not add up")
+            rows = sum(s.segment.covers or s.stop - s.start for s in spans)
+            _expect(rows == branch.length, "a branch's parts do not add up")
+            _expect(branch.approx_from is None or branch.approx_from < branch.length, "a branch is approximate beyond its end")
 
 
 class PinnedRows:

@@ -39,3 +39,7 @@ class SealedMemory:
     def kept(self) -> int:
         """Tokens that stay resident, the same number in each layer and KV head."""
         return sum(unit.keep.shape[2] for unit in self.units)
+
+    def is_same(self, other: SealedMemory) -> bool:
+        """Whether both are made of the very same units."""
+        return len(self.units) == len(other.units) and all(mine is theirs for mine, theirs in zip(self.units, other.units, strict=True))

@@ -7,7 +7,8 @@ import torch
 
 from agentmem.memory.attention import attend_reference, merge
 from agentmem.memory.decode import DecodePlan, Single, is_available
-from agentmem.memory.segment import KVShape, Segment
+from agentmem.memory.segment import Segment
+from agentmem.memory.shape import KVShape
 
 LAYERS = 2
 TOLERANCE = 1e-5  # rounding of fp32 sums in another order; K and V are the same rounded numbers on both sides
@@ -41,7 +42,7 @@ def test_every_row_equals_the_reference(dtype: torch.dtype, kv_heads: int, group
     generator = torch.Generator().manual_seed(dim)
     query = torch.randn(len(lengths), kv_heads * group, dim, generator=generator).to(dtype).transpose(0, 1)
     scale = dim**-0.5  # as models have it; the error of a sum grows with its scores
-    plan = DecodePlan([Single(row, s, 0, s.length, 0) for row, s in enumerate(segments)], kv_heads * group)
+    plan = DecodePlan([Single(row, s, 0, s.length, 0) for row, s in enumerate(segments)], [], kv_heads * group)
 
     for layer in range(LAYERS):
         outs, lses = outcome(plan, layer, query, 1, scale)
@@ -56,7 +57,7 @@ def test_parts_merge_and_other_rows_are_left_alone() -> None:
     """A view in two parts equals the whole; rows of the batch that the plan does not name keep what they had."""
     whole = segment(2, 32, 100, torch.float32, 1)
     query = torch.randn(4, 3, 32, generator=torch.Generator().manual_seed(4))
-    plan = DecodePlan([Single(1, whole, 0, 37, 0), Single(1, whole, 37, 100, 1)], 4)
+    plan = DecodePlan([Single(1, whole, 0, 37, 0), Single(1, whole, 37, 100, 1)], [], 4)
     outs, lses = outcome(plan, 0, query, 2, 0.2)
 
     expected, _ = attend_reference(query[:, 1:2], whole.k[0, :, :100], whole.v[0, :, :100], causal=False, scale=0.2)
@@ -71,12 +72,12 @@ def test_extreme_scores() -> None:
     lone.k.zero_()
     lone.k[:, :, 66] = 100.0
     query = torch.full((1, 1, 16), 10.0)
-    outs, lses = outcome(DecodePlan([Single(0, lone, 0, 70, 0)], 1), 0, query, 1, 1.0)
+    outs, lses = outcome(DecodePlan([Single(0, lone, 0, 70, 0)], [], 1), 0, query, 1, 1.0)
     torch.testing.assert_close(outs[0, 0, 0], lone.v[0, 0, 66])
     assert 16000.0 == lses.item()
 
     lone.k.zero_()
-    outs, lses = outcome(DecodePlan([Single(0, lone, 0, 70, 0)], 1), 0, query, 1, 1.0)
+    outs, lses = outcome(DecodePlan([Single(0, lone, 0, 70, 0)], [], 1), 0, query, 1, 1.0)
     torch.testing.assert_close(outs[0, 0, 0], lone.v[0, 0, :70].mean(0), rtol=TOLERANCE, atol=TOLERANCE)
 
 

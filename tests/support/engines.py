@@ -22,7 +22,8 @@ from agentmem.engine.runner import Runner
 from agentmem.engine.scheduler import Limits
 from agentmem.memory.hashing import Chain, chain_root
 from agentmem.memory.pool import KVPool
-from agentmem.memory.segment import Branch, KVShape
+from agentmem.memory.segment import Branch
+from agentmem.memory.shape import KVShape
 from agentmem.stores.records import BlockUnavailable, LoadedBlock
 from agentmem.types import BlockHash, Fingerprint, MissReason, RequestId, SamplingParams, TenantId, Tier
 

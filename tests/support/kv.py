@@ -8,7 +8,8 @@ import torch
 
 from agentmem.memory.hashing import Chain, chain_root
 from agentmem.memory.pool import KVPool
-from agentmem.memory.segment import Branch, KVShape
+from agentmem.memory.segment import Branch
+from agentmem.memory.shape import KVShape
 from agentmem.types import Fingerprint
 
 BLOCK = 4

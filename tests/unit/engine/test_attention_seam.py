@@ -64,14 +64,16 @@ def test_rows_are_written_where_the_plan_says(pool: KVPool) -> None:
     one, two = pool.match([]), pool.match([])
     step = build_batch(pool, [Work(one, [1, 2, 3]), Work(two, [4, 5])], CPU)
     for item in step.slices:
-        item.segment.k.zero_()
-        item.segment.v.zero_()
+        assert item.target is not None
+        item.target.segment.k.zero_()
+        item.target.segment.v.zero_()
     call(step, seed=3)
     _, keys, values = qkv(5, 3)
+    first, second = (item.target.segment for item in step.slices if item.target is not None)
 
-    assert torch.equal(keys[0, :, :3], step.slices[0].segment.k[1, :, :3])
-    assert torch.equal(values[0, :, 3:], step.slices[1].segment.v[1, :, :2])
-    assert 0 == step.slices[0].segment.k[[0, 2]].count_nonzero()
+    assert torch.equal(keys[0, :, :3], first.k[1, :, :3])
+    assert torch.equal(values[0, :, 3:], second.v[1, :, :2])
+    assert 0 == first.k[[0, 2]].count_nonzero()
 
 
 @pytest.mark.parametrize("scale", [None, 0.7])
@@ -102,13 +104,13 @@ def test_bf16_stays_bf16() -> None:
     pool = pool_for(llama().bfloat16(), 500)
     branch = pool.match([])
     for step in (build_batch(pool, [Work(branch, [1, 2, 3])], CPU), build_batch(pool, [Work(branch, [4, 5])], CPU)):
-        query, keys, values = (part.bfloat16() for part in qkv(step.token_ids.shape[1], step.n_slots))
+        query, keys, values = (part.bfloat16() for part in qkv(step.token_ids.shape[1], step.plan(1).n_slots))
         out, _ = attention(LAYER, query, keys, values, None, step=step)  # type: ignore[arg-type]
     everything = [part.bfloat16() for part in qkv(3, 1)[1:]]
     keys, values = (torch.cat(pair, dim=2) for pair in zip(everything, (keys, values), strict=True))
     expected, _ = attend_reference(query[0], keys[0], values[0], True, 0.25)  # noqa: FBT003 - the common signature
 
-    assert 2 == step.n_slots
+    assert 2 == step.plan(1).n_slots
     assert torch.bfloat16 == out.dtype
     torch.testing.assert_close(out[0].transpose(0, 1).float(), expected, atol=2e-2, rtol=2e-2)
 
@@ -121,5 +123,5 @@ def test_without_a_kernel_single_queries_go_through_the_backend(pool: KVPool, mo
     compiled = call(step, seed=1)
     monkeypatch.setattr(attention_seam, "is_available", lambda _device: False)
 
-    assert 1 == len(step.singles)
+    assert 1 == len(step.plan(1).singles)
     torch.testing.assert_close(call(step, seed=1), compiled, atol=1e-5, rtol=1e-5)

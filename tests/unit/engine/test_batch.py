@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kv import grown, make_pool
 
-from agentmem.engine.batch import PartCall, StepBatch, Work, build_batch
+from agentmem.engine.batch import StepBatch, Work, build_batch
+from agentmem.engine.plan import PartCall
 from agentmem.memory.pool import KVPool, PoolFull
 
 CPU = torch.device("cpu")
@@ -22,11 +23,11 @@ def rows_of(call: PartCall) -> list[int]:
 def seen(batch: StepBatch) -> dict[int, list[int]]:
     """Return for each batch row the positions that the plan lets it attend to, as often as it does."""
     rows: defaultdict[int, list[int]] = defaultdict(list)
-    for call in batch.every_call():
+    for call in batch.plan(0).every_call():
         where = rows_of(call)
         for offset, row in enumerate(where):
-            visible = call.stop - call.start - (len(where) - 1 - offset if call.causal else 0)
-            first = call.segment.base + call.start
+            visible = call.part.stop - call.part.start - (len(where) - 1 - offset if call.causal else 0)
+            first = call.part.base + call.part.start
             rows[row] += range(first, first + visible)
     return rows
 
@@ -52,9 +53,9 @@ def test_every_row_sees_its_whole_past_once(seed: int) -> None:
     assert list(range(batch.token_ids.shape[1])) == sorted(rows)
     assert [list(range(position + 1)) for position in batch.positions[0].tolist()] == [sorted(rows[row]) for row in sorted(rows)]
     assert before == [item.position for item in batch.slices]
-    slots = [(call.slot, row) for call in batch.every_call() for row in rows_of(call)]
+    slots = [(call.slot, row) for call in batch.plan(0).every_call() for row in rows_of(call)]
     assert len(slots) == len(set(slots))
-    assert batch.n_slots == 1 + max(call.slot for call in batch.every_call())
+    assert batch.plan(0).n_slots == 1 + max(call.slot for call in batch.plan(0).every_call())
 
 
 def three_forks(pool: KVPool) -> list[Work]:
@@ -69,12 +70,12 @@ def test_a_shared_past_is_one_call() -> None:
     """Sessions that decode after the same rows attend to them in one call for all (cascade), and each to its own part."""
     pool = make_pool(500)
     batch = build_batch(pool, three_forks(pool), CPU)
-    first = batch.slices[0].spans[0].segment
-    shared = [call for call in batch.every_call() if call.segment is first and call.stop == 20]
+    first = batch.slices[0].view.parts[0].source
+    shared = [call for call in batch.plan(0).every_call() if call.part.source is first and call.part.stop == 20]
 
     assert 1 == len(shared)
     assert [0, 1, 2] == rows_of(shared[0])
-    assert 2 == batch.n_slots
+    assert 2 == batch.plan(0).n_slots
 
 
 def test_a_single_token_needs_no_mask() -> None:
@@ -83,8 +84,8 @@ def test_a_single_token_needs_no_mask() -> None:
     branch = grown(pool, range(9), rows=12)
     batch = build_batch(pool, [Work(branch, [5], (0,))], CPU)
 
-    assert [(0, 10, False, 0)] == [(c.start, c.stop, c.causal, c.slot) for c in batch.every_call()]
-    assert 1 == batch.n_slots
+    assert [(0, 10, False, 0)] == [(c.part.start, c.part.stop, c.causal, c.slot) for c in batch.plan(0).every_call()]
+    assert 1 == batch.plan(0).n_slots
     assert ([[5]], [[9]], [0]) == (batch.token_ids.tolist(), batch.positions.tolist(), batch.logits_rows.tolist())
 
 
@@ -94,7 +95,7 @@ def test_a_chunk_is_two_parts() -> None:
     branch = grown(pool, range(9), rows=12)
     batch = build_batch(pool, [Work(branch, [5, 6, 7])], CPU)
 
-    assert [(0, 9, False, 0), (9, 12, True, 1)] == [(c.start, c.stop, c.causal, c.slot) for c in batch.every_call()]
+    assert [(0, 9, False, 0), (9, 12, True, 1)] == [(c.part.start, c.part.stop, c.causal, c.slot) for c in batch.plan(0).every_call()]
     assert torch.int64 == batch.logits_rows.dtype
     assert 0 == len(batch.logits_rows)
 

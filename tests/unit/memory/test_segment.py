@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from support.kv import SHAPE
 
-from agentmem.memory.segment import Branch, KVShape, Segment, spans_of
+from agentmem.memory.segment import Branch, Segment, spans_of
+from agentmem.memory.shape import KVShape
 
 
 def segment(parent: Segment | None, base: int, length: int, capacity: int = 16) -> Segment:
