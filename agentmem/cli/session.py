@@ -49,7 +49,7 @@ def _row(info: SessionInfo) -> tuple[object, ...]:
 
 @app.command()
 def create(
-    session_id: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="Its id; made up where left out.")] = None,
+    session_id: Annotated[str | None, typer.Argument(metavar="SESSION", help="Its id; made up where left out.")] = None,
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
     policy: options.PolicyTexts = None,
     labels: options.Labels = None,
