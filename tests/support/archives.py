@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from agentmem.compression.simhash import encode, projection
 from agentmem.memory.archived import ArchivedRows
+from agentmem.memory.recall.port import Recallable
+from agentmem.memory.sealed import SealedMemory, SealedUnit
 from agentmem.stores.mapped import ArchiveFormat, MappedBlock
 from agentmem.types import BlockHash
 
@@ -82,3 +87,57 @@ def random_kv(shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> tuple[
 def archived(k: Tensor, v: Tensor, format: ArchiveFormat = ArchiveFormat.NATIVE, tokens: int = BLOCK) -> ArchivedRows:
     """Return K and V ``[layers, kv_heads, length, head_dim]`` as archived rows."""
     return ArchivedRows(mapped_blocks(k, v, format, tokens), k.shape[2], k.dtype)
+
+
+def clustered_kv(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return K and V of ``shape`` whose keys lie around 40 centres, with an offset that all share, as keys of real models do."""
+    layers, kv_heads, length, dim = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    centres = noise(layers, kv_heads, 40, dim)
+    chosen = torch.randint(40, (layers, kv_heads, length), generator=generator)
+    k = centres.gather(2, chosen[..., None].expand(-1, -1, -1, dim)) + 0.7 * noise(layers, kv_heads, length, dim)
+    return (k + 2 * noise(layers, kv_heads, 1, dim)).to(dtype), noise(layers, kv_heads, length, dim).to(dtype)
+
+
+def queries_near(k: Tensor, layer: int, group: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return queries ``[heads, dim]``, each near the key, less the mean key, of some token, its group near those of the same one."""
+    generator = torch.Generator().manual_seed(seed)
+    _, kv_heads, length, dim = k.shape
+    token = torch.randint(length, (kv_heads,), generator=generator)
+    own = (k[layer].float() - k[layer].float().mean(1, keepdim=True))[torch.arange(kv_heads), token]
+    noise = torch.randn(kv_heads, group, dim, generator=generator)
+    array: NDArray[np.float32] = (own[:, None] + 0.5 * noise).reshape(-1, dim).numpy()
+    return array
+
+
+def sealed_memory(k: Tensor, keep: Tensor, bits: int, units: int = 1) -> SealedMemory:
+    """Return sealed units over ``k`` ``[layers, kv_heads, length, dim]``, all but the last of one size, ``keep`` in the first's list."""
+    length = k.shape[2]
+    size = -(-length // units)
+    bounds = [(start, min(start + size, length)) for start in range(0, length, size)]
+    mean = k[:, :, : bounds[0][1]].float().mean(2, keepdim=True)
+    codes = torch.stack([encode(own, projection(layer, k.shape[3], bits)) for layer, own in enumerate(k.float() - mean)])
+    made = [SealedUnit(a, b, keep if a == 0 else keep[..., :0], codes[:, :, a:b].contiguous()) for a, b in bounds]
+    return SealedMemory(tuple(BlockHash(i.to_bytes(32, "big")) for i in range(-(-length // BLOCK))), tuple(made))
+
+
+def recallable(
+    k: Tensor,
+    v: Tensor,
+    resident: NDArray[np.bool_] | None = None,
+    group: int = 1,
+    bits: int = 256,
+    *,
+    units: int = 1,
+    format: ArchiveFormat = ArchiveFormat.NATIVE,
+    seed: int = 0,
+) -> Recallable:
+    """Return what a recall method is given for a session with these K and V; no token is resident unless ``resident`` says so."""
+    if resident is None:
+        resident = np.zeros(k.shape[:3], np.bool_)
+    keep = torch.empty(*k.shape[:2], 0, dtype=torch.int32)
+    return Recallable(sealed_memory(k, keep, bits, units), archived(k, v, format), resident, group, k.shape[3] ** -0.5, seed)

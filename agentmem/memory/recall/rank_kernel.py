@@ -1,0 +1,125 @@
+"""Compiled parts of recall: candidates are scored exactly and ranked, queries compared. One thread, without the interpreter's lock."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from agentmem.memory.archived_kernel import AHEAD, place_of, row_reader, toucher
+from agentmem.stores.mapped import ArchiveFormat
+
+
+@nb.njit(inline="always")
+def collect(candidates: Any, resident: Any, seen: Any, found: Any) -> Any:  # pragma: no cover - compiled
+    """Write the tokens among the candidates, residents and doubles apart, to ``found``; return how many. Leaves ``seen`` clear."""
+    n = 0
+    for candidate in candidates:
+        if candidate >= 0 and not seen[candidate] and not resident[candidate]:
+            seen[candidate] = True
+            found[n] = candidate
+            n += 1
+    for i in range(n):
+        seen[found[i]] = False
+    return n
+
+
+@nb.njit
+def rank_of(score: Any, n: int, rank: Any) -> None:  # pragma: no cover - compiled
+    """Rank token i by the query that misses it most: the maximum over g of ``score[g, i]`` less the highest score of g."""
+    for g in range(score.shape[0]):
+        best = score[g, 0]
+        for i in range(n):
+            best = max(best, score[g, i])
+        for i in range(n):
+            rank[i] = max(rank[i], score[g, i] - best) if g else score[g, i] - best
+
+
+@nb.njit
+def select(found: Any, rank: Any, n: int, limit: int, ids: Any) -> Any:  # pragma: no cover - compiled
+    """Write the ``limit`` best of the ``n`` tokens ``found`` to ``ids``, in their order there; of equals the first. Return how many."""
+    if n <= limit:
+        for i in range(n):
+            ids[i] = found[i]
+        return n
+    least = np.partition(rank[:n], n - limit)[n - limit]
+    above = 0
+    for i in range(n):
+        above += rank[i] > least
+    equals = limit - above
+    m = 0
+    for i in range(n):
+        if rank[i] > least or (rank[i] == least and equals > 0):
+            equals -= rank[i] == least
+            ids[m] = found[i]
+            m += 1
+    return m
+
+
+@functools.cache
+def scorer(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Any:
+    """Return a compiled ``score(source, layer, head, found, n, q, out)``: q.k of ``n`` archived keys for a group's queries.
+
+    ``q`` fp32 ``[heads, dim]``; writes ``out`` fp32 ``[group, n or more]``.
+    """
+    read, touch = row_reader(format, dtype, dim, keys=True, widen=True), toucher(format, dtype, dim)
+
+    @nb.njit(fastmath=True)
+    def score(source: Any, layer: int, head: int, found: Any, n: int, q: Any, out: Any) -> None:  # pragma: no cover - compiled
+        key = np.empty((1, dim), np.float32)
+        own = q[head * group : (head + 1) * group].copy()
+        for i in range(n):
+            touch(source, layer, head, found[min(i + AHEAD, n - 1)])
+            block, row = place_of(found[i], source[1])
+            read(source, layer, head, block, row, key, 0)
+            for g in range(group):
+                product = np.float32(0)
+                for d in range(dim):
+                    product += key[0, d] * own[g, d]
+                out[g, i] = product
+
+    return score
+
+
+@functools.cache
+def ranker(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Callable[..., None]:
+    """Return ``rank(source, layer, candidates, resident, q, seen, ids, counts)``, which finds the best candidates of every KV head.
+
+    ``candidates`` int64 ``[kv_heads, m]``, in any order, doubled, -1 for none; ``resident`` bool ``[kv_heads, length]``; ``q`` fp32
+    ``[heads, dim]``; ``seen`` bool ``[length]``, all False. Writes ``ids`` int32 ``[kv_heads, limit]`` and ``counts`` int64 ``[kv_heads]``.
+    """
+    score = scorer(format, dtype, dim, group)
+
+    @nb.njit(nogil=True)
+    def rank(  # pragma: no cover - compiled
+        source: Any, layer: int, candidates: Any, resident: Any, q: Any, seen: Any, ids: Any, counts: Any
+    ) -> None:
+        kv_heads, m = candidates.shape
+        found, ranks, scores = np.empty(m, np.int32), np.empty(m, np.float32), np.empty((group, m), np.float32)
+        for head in range(kv_heads):
+            n = collect(candidates[head], resident[head], seen, found)
+            if n > ids.shape[1]:  # else all of them are taken, whatever they score
+                score(source, layer, head, found, n, q, scores)
+                rank_of(scores, n, ranks)
+            counts[head] = select(found, ranks, n, ids.shape[1], ids[head])
+
+    return rank  # type: ignore[no-any-return]
+
+
+@nb.njit(fastmath=True)
+def lowest_cosine(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
+    """Return the lowest cosine between rows of the same number of ``a`` and ``b``, fp32 ``[heads, dim]``. A zero row turns nowhere."""
+    lowest = np.float32(1)
+    for h in range(a.shape[0]):
+        both, one, other = np.float32(0), np.float32(0), np.float32(0)
+        for d in range(a.shape[1]):
+            both += a[h, d] * b[h, d]
+            one += a[h, d] * a[h, d]
+            other += b[h, d] * b[h, d]
+        if one * other > 0:
+            lowest = min(lowest, both / math.sqrt(one * other))
+    return lowest

@@ -1,0 +1,86 @@
+"""What one run has recalled: the rows that its decode steps attend to beside residents and tail, and when they are searched again."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agentmem.memory.archived import ArchivedRows
+from agentmem.memory.recall.port import Recaller
+from agentmem.memory.recall.rank_kernel import lowest_cosine
+from agentmem.memory.shape import KVShape
+
+TURN_AWAY = 0.8  # lowest cosine, over the heads, between the query that chose a layer's rows and the one that reuses them
+
+
+class RecallState:
+    """The recalled rows of every layer. Engine thread only; one per run.
+
+    ``k`` and ``v`` ``[layers, kv_heads, n, head_dim]`` on the model's device, n = ``limit`` or, if less, all archived tokens: of KV head h
+    of layer l the first ``counts[l, h]`` rows count. ``bias`` fp32 ``[layers, heads, n]`` is added to the scaled scores of these rows; None
+    until a method gives one. Counters: ``searches``, ``reuses`` (layers and steps), ``turned_away`` (searches that a query forced),
+    ``tokens_read`` (rows of K and V, of one KV head of one layer).
+
+    Another device gets its rows through ``staged`` memory of the host, pinned, without waiting: a layer's part of it is written again in a
+    later step, when the device has long read it, since a step ends by reading its logits.
+    """
+
+    def __init__(  # noqa: PLR0917 - a session's recaller and rows, the model's geometry, the policy's numbers
+        self, recaller: Recaller, rows: ArchivedRows, shape: KVShape, heads: int, limit: int, stride: int, *, staged: bool | None = None
+    ) -> None:
+        n = min(limit, rows.length)
+        self._recaller = recaller
+        self._rows = rows
+        self._stride = stride
+        self._step = 0
+        self.k, self.v = shape.empty(n), shape.empty(n)
+        self._host_k, self._host_v = self.k, self.v
+        if shape.device.type != "cpu" if staged is None else staged:
+            pinned = shape.device.type == "cuda"
+            self._host_k, self._host_v = (torch.empty(self.k.shape, dtype=shape.dtype, pin_memory=pinned) for _ in range(2))
+        self.counts: NDArray[np.int64] = np.zeros((shape.layers, shape.kv_heads), np.int64)
+        self.bias: NDArray[np.float32] | None = None
+        self._chose: NDArray[np.float32] = np.zeros((shape.layers, heads, shape.head_dim), np.float32)
+        self._searched = [False] * shape.layers
+        self.searches = self.reuses = self.turned_away = self.tokens_read = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows, on the device and staged."""
+        own = [self.k, self.v] if self._host_k is self.k else [self.k, self.v, self._host_k, self._host_v]
+        return sum(tensor.nbytes for tensor in own)
+
+    def begin_step(self) -> None:
+        """Count a decode step."""
+        self._step += 1
+
+    def refresh(self, layer: int, query: NDArray[np.float32]) -> None:
+        """Make the layer's rows fit for ``query`` ``[heads, head_dim]`` (RoPE applied, not scaled).
+
+        They are searched when there are none, every ``stride`` steps, another quarter of the layers at a time if that is 4, and when the
+        query has turned away from the one that chose them.
+        """
+        query = np.ascontiguousarray(query)
+        if self._searched[layer] and (self._step + layer) % self._stride:
+            if lowest_cosine(query, self._chose[layer]) >= TURN_AWAY:
+                self.reuses += 1
+                return
+            self.turned_away += 1
+        self._search(layer, query)
+
+    def _search(self, layer: int, query: NDArray[np.float32]) -> None:
+        found = self._recaller.find(layer, query, self.k.shape[2])
+        self._rows.gather(layer, found.ids, found.counts, self._host_k[layer], self._host_v[layer])
+        if self._host_k is not self.k:
+            for host, device in ((self._host_k, self.k), (self._host_v, self.v)):
+                device[layer].copy_(host[layer], non_blocking=True)
+        self.counts[layer] = found.counts
+        if found.bias is not None:
+            if self.bias is None:
+                self.bias = np.zeros((len(self.counts), *found.bias.shape), np.float32)
+            self.bias[layer] = found.bias
+        self._chose[layer] = query
+        self._searched[layer] = True
+        self.searches += 1
+        self.tokens_read += int(found.counts.sum())
