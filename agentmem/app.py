@@ -28,13 +28,17 @@ from agentmem.engine.runner import Runner
 from agentmem.engine.scheduler import Limits
 from agentmem.errors import ConfigError
 from agentmem.memory.pool import KVPool
-from agentmem.memory.segment import KVShape
+from agentmem.memory.shape import KVShape
 from agentmem.sessions.generation import Generator
 from agentmem.sessions.housekeeping import Housekeeper
 from agentmem.sessions.inputs import ModelLimits
 from agentmem.sessions.manager import SessionManager
+from agentmem.sessions.observing import REPEAT_PROMPT, Recordings, Repetition
+from agentmem.sessions.reports import FULL_CACHE
 from agentmem.sessions.sealer import Sealer
+from agentmem.sessions.sealing import Sealing, SealingRules
 from agentmem.sessions.table import ModelIdentity, SessionTable
+from agentmem.sessions.units import RECENT_TOKENS, UnitShape
 from agentmem.stores.archive import Archive
 from agentmem.stores.blocks import BlockFiles
 from agentmem.stores.ledger import Ledger
@@ -69,6 +73,7 @@ class Core:
         """Let replies end for up to ``seconds``, commit what they have, stop every thread."""
         await self.manager.drain(seconds)
         await self.housekeeper.stop()
+        await self.manager.rest()
         await asyncio.to_thread(self.engine.stop)
         await asyncio.to_thread(self.executor.close)
         await asyncio.to_thread(self.ledger.close)
@@ -91,47 +96,97 @@ def _aside(function: Callable[[], T]) -> T:
         return thread.submit(function).result()
 
 
-def build_core(settings: Settings, model: ModelHandle) -> Core:
-    """Wire a replica around a loaded model and start its engine. Call on the event loop that will use it."""
-    threads = settings.model.threads or torch.get_num_threads()
-    shape = KVShape(model.layers, model.kv_heads, model.head_dim, model.dtype, model.device)
-    dtype = str(model.dtype).removeprefix("torch.")
-    state = settings.storage.state_dir
-    lock = StateLock(state)
-    secret = read_secret(state)
-    ledger = Ledger(state / "meta.sqlite")
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What is on disk, and in host memory above it."""
+
+    ledger: Ledger
+    archive: Archive
+    seal_files: SealFiles
+    header: BlockHeader
+    archive_format: ArchiveFormat
+
+    @property
+    def kv_dtype(self) -> str:
+        """What block names depend on beside tokens and model: blocks of two formats never meet."""
+        exact = self.archive_format is ArchiveFormat.NATIVE
+        return self.header.dtype if exact else f"{self.header.dtype}/{self.archive_format.value}"
+
+
+def open_stores(settings: Settings, model: ModelHandle) -> Stores:
+    """Open the state directory; the caller holds its lock. Raises StorageFailed."""
+    state, memory = settings.storage.state_dir, settings.memory
     header = BlockHeader(
         format_version=FORMAT_VERSION,
         fingerprint=model.fingerprint,
-        dtype=dtype,
+        dtype=str(model.dtype).removeprefix("torch."),
         layers=model.layers,
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         first_token=0,
-        n_tokens=settings.memory.block_tokens,
+        n_tokens=memory.block_tokens,
         rope=str(getattr(model.config, "rope_parameters", None)),
     )
+    archive_format = ArchiveFormat(settings.storage.archive_format)
+    ledger = Ledger(state / "meta.sqlite")
     files = BlockFiles(state / "blocks", quarantine=state / "quarantine")
+    archive = Archive(
+        files,
+        ledger,
+        header=header,
+        host_bytes=int(memory.host_bytes),
+        disk_bytes=int(settings.storage.disk_bytes),
+        archive_format=archive_format,
+    )
+    return Stores(ledger, archive, SealFiles(files.root, header, archive_format, files=files), header, archive_format)
+
+
+def build_engine(settings: Settings, model: ModelHandle, archive: Archive) -> Engine:
+    """Return the engine, not yet started. Raises UnsupportedModel when the attention seam does not reproduce the model."""
     memory = settings.memory
-    archive = Archive(files, ledger, header=header, host_bytes=int(memory.host_bytes), disk_bytes=int(settings.storage.disk_bytes))
+    shape = KVShape(model.layers, model.kv_heads, model.head_dim, model.dtype, model.device)
     runner = Runner(model.model)
     _aside(lambda: verify_seam(model.model, lambda token_ids: runner.logits_of(token_ids, shape)))
     pool = KVPool(shape, kv_budget(settings, model.device), memory.block_tokens)
     limits = Limits(memory.max_running, memory.max_queue, memory.max_batch_tokens, max(memory.max_batch_tokens, 2048))
-    engine = Engine(runner, pool, Restorer(archive, memory.block_tokens), limits, threads)
-    seal_files = SealFiles(files.root, header, ArchiveFormat.NATIVE, files=files)
-    executor = make_executor(settings.workers, seal_files, header, ArchiveFormat.NATIVE, state)
-    identity = ModelIdentity(model.name, model.fingerprint, model.parts.tokenizer, dtype)
-    table = SessionTable(ledger, engine, identity, secret, memory.block_tokens)
-    sealer = Sealer(engine, archive, ledger, executor, keep_blocks=settings.storage.kv_archive)
+    return Engine(runner, pool, Restorer(archive, memory.block_tokens), limits, settings.model.threads or torch.get_num_threads())
+
+
+def sealing_rules(stores: Stores, model: ModelHandle, chat: Chat, scale: float, max_context: int) -> SealingRules:
+    """Return what the sealing of this model's sessions depends on. What a sliding window covers is never compressed."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    exact = stores.archive_format is ArchiveFormat.NATIVE
+    return SealingRules(
+        UnitShape(stores.header.n_tokens, max(RECENT_TOKENS, window)),
+        scale,
+        Repetition(tuple(chat.encode_text(REPEAT_PROMPT)), max_context),
+        FULL_CACHE if exact else f"{stores.archive_format.value} archive",
+    )
+
+
+def build_core(settings: Settings, model: ModelHandle) -> Core:
+    """Wire a replica around a loaded model and start its engine. Call on the event loop that will use it."""
+    state = settings.storage.state_dir
+    lock = StateLock(state)
+    secret = read_secret(state)
+    stores = open_stores(settings, model)
+    engine = build_engine(settings, model, stores.archive)
+    executor = make_executor(settings.workers, stores.seal_files, stores.header, stores.archive_format, state)
+    identity = ModelIdentity(model.name, model.fingerprint, model.parts.tokenizer, stores.kv_dtype)
+    exact_bytes = int(settings.memory.session_share * engine.pool.budget_bytes)
+    table = SessionTable(stores.ledger, engine, identity, secret, settings.memory.block_tokens, exact_bytes=exact_bytes)
+    sealer = Sealer(engine, stores.archive, stores.ledger, executor, keep_blocks=settings.storage.kv_archive)
     max_context = min(settings.model.max_context or model.max_context, model.max_context)
     chat = Chat(model.tokenizer, model.eos_token_ids)
+    rules = sealing_rules(stores, model, chat, engine.runner.heads.scale, max_context)
+    sealing = Sealing(sealer, stores.seal_files, Recordings(state / "queries"), rules)
+    table.on_live, table.on_loaded = sealing.attach, lambda session: sealing.expect(session, 0.0)
     generator = Generator(engine, chat, sealer, ModelLimits(model.vocab_size, max_context), settings.server.resume_seconds)
-    manager = SessionManager(table, generator, sealer, archive)
+    manager = SessionManager(table, generator, sealing, stores.archive)
     housekeeper = Housekeeper(manager, settings.storage)
     engine.start()
     housekeeper.start()
-    return Core(manager, engine, ledger, archive, executor, model, housekeeper, lock)
+    return Core(manager, engine, stores.ledger, stores.archive, executor, model, housekeeper, lock)
 
 
 def kv_budget(settings: Settings, device: torch.device) -> int:

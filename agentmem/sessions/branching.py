@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -82,23 +83,26 @@ class Brancher:
             updated_at=now,
             expires_at=now + ttl if ttl else 0.0,
         )
-        turns, chain = list(source.turns[: turn + 1]), source.chain.copy(length)
-        forked = Session(record, turns, chain, source.row_bytes)
-        forked.computed = min(length, source.computed)
-        async with self.table.lock(record.tenant, record.id):
+        async with self.table.lock(record.tenant, record.id), _at_rest(source):
+            turns, chain = list(source.turns[: turn + 1]), source.chain.copy(length)
+            forked = self.table.new(record, turns, chain)
+            forked.computed = min(length, source.computed)
+            forked.sealed, forked.sealed_by = source.sealed, source.sealed_by
+            forked.evidence = source.evidence.upto(turn, length)
             await self.table.off_loop(self.table.ledger.fork_session, source.record.id, record, turn)
             if source.turns[: turn + 1] != turns:  # a writer was faster: what the ledger has copied may be newer
                 forked = self.table.build(record, await self.table.off_loop(self.table.ledger.turns, record.tenant, record.id))
             # Rows of a session that is being written may be claimed and not yet filled; its fork finds the finished blocks by hash.
             elif source.writer is None and source.branch is not None:
                 forked.branch = await self.table.engine.call(_fork_branch, self.table.engine.pool, source.branch, length)
+            forked.cut_sealed(length)
             await self.table.count_saved(forked)
             self.table.add(forked)
         return forked
 
     async def rollback(self, session: Session, to_turn: int) -> Session:
         """Drop every turn after ``to_turn``. Raises SessionBusy, NotFound, StorageFailed while the session is not durable."""
-        with session.writing("RollbackSession"):
+        async with session.writing("RollbackSession"):
             length = session.length_at(to_turn)
             if session.unsaved and not await self.sealer.commit(session):
                 raise StorageFailed("the session is not durable yet, so it cannot be rolled back", retry_after=1.0)
@@ -107,6 +111,8 @@ class Brancher:
             del session.turns[to_turn + 1 :]
             session.chain.truncate(length)
             session.computed = min(session.computed, length)
+            session.cut_sealed(length)
+            session.evidence = session.evidence.upto(to_turn, length)
             session.num_saved_blocks = min(session.num_saved_blocks, len(session.chain.hashes))
             session.replies.clear()
             if session.branch is not None:
@@ -141,6 +147,19 @@ class Brancher:
             if name is None:
                 raise
             return await self.table.open(source.record.tenant, name)
+
+
+@asynccontextmanager
+async def _at_rest(session: Session) -> AsyncIterator[None]:
+    """Stop the session's background work meanwhile, unless a writer has done so."""
+    if session.background is None or session.writer is not None:
+        yield
+        return
+    await session.background.pause()
+    try:
+        yield
+    finally:
+        session.background.poke()
 
 
 def _fork_branch(pool: KVPool, branch: Branch, length: int) -> Branch | None:

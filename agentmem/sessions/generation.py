@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
-import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from agentmem.chat import Chat
 from agentmem.engine.engine import Engine
-from agentmem.engine.run import EngineRequest, Run
+from agentmem.engine.run import Run
 from agentmem.engine.stopping import ReplyText
 from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, InvalidInput, StaleOwner
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
 from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
+from agentmem.sessions.loss import note_lost
 from agentmem.sessions.replay import replay
 from agentmem.sessions.reply import Reply
+from agentmem.sessions.reports import FULL_CACHE, report_of
+from agentmem.sessions.requests import engine_request
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
 from agentmem.sessions.tasks import Tasks
+from agentmem.sessions.turns import appended, extended, same_request, seed_of
 from agentmem.types import (
+    Fidelity,
     FinishEvent,
     FinishReason,
     GenerationEvent,
     Message,
-    MissReason,
     RequestId,
     ReuseReport,
     SamplingParams,
@@ -41,7 +43,6 @@ from agentmem.types import (
 from agentmem.views import AppendResult, ChangeKind
 
 log = logging.getLogger(__name__)
-LOST = (MissReason.EVICTED, MissReason.MISSING, MissReason.CORRUPT, MissReason.MODEL_CHANGED, MissReason.TEMPLATE_CHANGED)
 MAX_REPLIES = 16  # finished replies that a session keeps for their request ids; older ones are replayed from the ledger
 
 
@@ -49,7 +50,7 @@ MAX_REPLIES = 16  # finished replies that a session keeps for their request ids;
 class Asked:
     """One Generate call: what to add, how to sample, under which name, until when (``time.monotonic``).
 
-    ``digest`` identifies the call as the client made it, before a resent history was matched.
+    ``digest`` identifies the call as the client made it, before a resent history was matched. ``fidelity`` None: the policy's.
     """
 
     given: TurnInput
@@ -58,6 +59,7 @@ class Asked:
     request_id: RequestId | None = None
     resume_after: int = 0
     deadline: float | None = None
+    fidelity: Fidelity | None = None
 
 
 class Generator:
@@ -85,20 +87,20 @@ class Generator:
         if not (given.messages or given.text or given.token_ids):
             raise InvalidInput("nothing to append: messages, text and token_ids are empty")
         digest = digest_of(given, None)
-        with session.writing("Append"):
-            done = _appended(session, request_id, digest)
+        async with session.writing("Append"):
+            done = appended(session, request_id, digest)
             if done is not None:
                 return done
             added = await asyncio.to_thread(encode_input, self.chat, session, given, reply=False)
             check_length(session, len(added), self.limits, reply=False)
-            run = await self._submit(session, added, None, request_id, None)
+            run = await self._submit(session, added, None, request_id)
             while not run.done:
                 await run.news.wait()
             if run.error is not None or run.finish_reason is not FinishReason.STOP:
                 await self._step_back(session, run)
                 raise run.error or Cancelled("cancelled; the session is unchanged")
             usage = Usage(input_tokens=len(added), context_tokens=len(run.chain))
-            turn = replace(_extended(session, given, added, request_id, digest), usage=usage)
+            turn = replace(extended(session, given, added, request_id, digest), usage=usage, fidelity=run.request.fidelity)
             self._adopt(session, run, turn)
             durable = await self.sealer.commit(session)
             session.notify(ChangeKind.APPENDED, turn.index)
@@ -112,12 +114,12 @@ class Generator:
         if known is None and asked.request_id:
             turn = next((t for t in session.turns if t.request_id == asked.request_id and t.reply_start is not None), None)
             if turn is not None:
-                _same_request(turn.input_digest, asked.digest)
+                same_request(turn.input_digest, asked.digest)
                 for event in replay(session, turn, self.chat, asked.resume_after):
                     yield event
                 return
         if known is not None:
-            _same_request(known.digest, asked.digest)
+            same_request(known.digest, asked.digest)
         else:
             known = await self._started(session, asked)
         events = known.events(self.engine, after=asked.resume_after, keep_alone=asked.request_id is not None)
@@ -142,12 +144,12 @@ class Generator:
         """Check everything, claim the session and hand the work to the engine. The session is unchanged when this raises."""
         self.refuse_when_draining()
         check_input(session, asked.given, self.limits)
-        session.claim("Generate")
+        await session.claim("Generate")
         try:
             added = await asyncio.to_thread(encode_input, self.chat, session, asked.given, reply=True)
             check_length(session, len(added), self.limits, reply=True)
             name = asked.request_id or RequestId(secrets.token_hex(8))
-            run = await self._submit(session, added, asked, name, asked.deadline)
+            run = await self._submit(session, added, asked, name)
         except BaseException:
             session.unclaim()
             raise
@@ -193,7 +195,7 @@ class Generator:
         if message.tool_calls and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
         given = replace(asked.given, messages=(*asked.given.messages, message))
-        turn = _extended(session, given, added, asked.request_id, reply.digest)
+        turn = extended(session, given, added, asked.request_id, reply.digest)
         turn = replace(
             turn,
             token_ids=(*turn.token_ids, *generated),
@@ -202,6 +204,7 @@ class Generator:
             finish_reason=reason,
             usage=reply.usage(),
             reuse=run.reuse_report(),
+            fidelity=run.request.fidelity,
         )
         self._adopt(session, run, turn)
         durable = await self.sealer.commit(session)
@@ -219,39 +222,55 @@ class Generator:
             detail="" if durable else f"not durable yet: {next(iter(session.unsaved.values()), '')}",
         )
 
-    # -- both ---------------------------------------------------------------------------------------------------------
-
-    async def _submit(self, session: Session, added: list[int], asked: Asked | None, name: RequestId | None, deadline: float | None) -> Run:
+    async def _submit(self, session: Session, added: list[int], asked: Asked | None, name: RequestId | None) -> Run:
+        """Have the engine compute ``added`` after the session's tokens and, where something was ``asked``, reply."""
         chain = session.chain.copy()
         chain.extend(added)
         sampling = asked.params if asked else None
+        longest = min(len(chain) + (sampling.max_tokens if sampling else 0), self.limits.max_context)
+        fidelity = await self._fidelity(session, asked.fidelity if asked else None, longest)
         return await self.engine.submit(
-            EngineRequest(
+            replace(
+                engine_request(session, chain, fidelity),
                 request_id=name or RequestId(""),
-                tenant=session.record.tenant,
-                chain=chain,
-                branch=session.branch,
                 sampling=sampling,
-                seed=_seed(session, sampling, asked.request_id if asked else None),
+                seed=seed_of(session, sampling, asked.request_id if asked else None),
                 end_token_ids=self.chat.eos_token_ids,
                 reply_text=(lambda: ReplyText(self.chat.detokenizer(), sampling.stop)) if sampling else None,
                 max_length=self.limits.max_context,
-                computed_before=session.computed,
                 hint=session.hint,
-                deadline=deadline,
+                deadline=asked.deadline if asked else None,
             )
         )
+
+    async def _fidelity(self, session: Session, asked: Fidelity | None, tokens: int) -> Fidelity:
+        """Return what a call with a context of up to ``tokens`` runs with; AUTO gives way to RECALL where memory is short."""
+        chosen = session.fidelity_for(asked, tokens)
+        is_auto = (asked or session.record.policy.fidelity) is Fidelity.AUTO
+        if chosen is not Fidelity.EXACT or not is_auto or session.sealed is None:
+            return chosen
+        pool = self.engine.pool
+        if pool.used_bytes + tokens * session.row_bytes <= pool.budget_bytes:
+            return chosen  # whatever else happens meanwhile: no need to ask the engine's thread
+        fits = await self.engine.call(lambda: pool.fits(tokens, spill=True))
+        return chosen if fits else Fidelity.RECALL
+
+    # -- both ---------------------------------------------------------------------------------------------------------
 
     def _adopt(self, session: Session, run: Run, turn: Turn) -> None:
         """Make what ``run`` did the session's state."""
         branch: Branch | None = run.branch
+        policy = session.record.policy
         session.branch = branch
         session.chain = run.chain
         session.computed = branch.length if branch is not None and branch.alive else max(0, len(run.chain) - 1)
-        if run.miss[0] in LOST:  # what was lost and is computed again shall be archived again
-            session.num_saved_blocks = min(session.num_saved_blocks, sum(run.reused.values()) // run.chain.block_tokens)
+        note_lost(session, run)
         session.hint = None
+        session.evidence.add_turn(turn.index, run.request.policy, run.decoded)
         session.put_turn(turn)
+        if turn.state is TurnState.SEALED and turn.fidelity is Fidelity.EXACT:  # equal by construction: nothing to wait for
+            report = report_of(session.turns, turn.index, policy, session.evidence, reencoded=True, reference=FULL_CACHE)
+            session.turns[-1] = replace(turn, report=report)
 
     async def _step_back(self, session: Session, run: Run) -> None:
         """Take the memory back from a run that came to nothing, without the rows that the session does not know of."""
@@ -288,41 +307,3 @@ class Generator:
 
 def _truncate(pool: KVPool, branch: Branch, length: int) -> None:
     pool.truncate(branch, min(branch.length, length))
-
-
-def _seed(session: Session, params: SamplingParams | None, request_id: RequestId | None) -> int:
-    """Return the seed: the one given, else one that a retry of the same request gives again, else a random one."""
-    if params is None:
-        return 0
-    if params.seed is not None:
-        return params.seed
-    if request_id is not None:
-        digest = hashlib.sha256(f"{session.record.id}/{request_id}".encode()).digest()
-        return int.from_bytes(digest[:8], "little") >> 1
-    return secrets.randbits(63)
-
-
-def _same_request(before: str, now: str) -> None:
-    if before != now:
-        raise InvalidInput("request_id was used for another request in this session; use a new one", reason="REQUEST_ID_REUSED")
-
-
-def _extended(session: Session, given: TurnInput, added: list[int], request_id: RequestId | None, digest: str) -> Turn:
-    """Return the open turn with ``given`` added, or a new turn that holds it."""
-    turn = session.open_turn or Turn(len(session.turns), created_at=time.time())
-    return replace(
-        turn,
-        messages=(*turn.messages, *given.messages),
-        token_ids=(*turn.token_ids, *added),
-        request_id=request_id,
-        input_digest=digest,
-    )
-
-
-def _appended(session: Session, request_id: RequestId | None, digest: str) -> AppendResult | None:
-    """Return what an earlier Append of the same request answered."""
-    turn = session.turns[-1]
-    if request_id is None or turn.request_id != request_id:
-        return None
-    _same_request(turn.input_digest, digest)
-    return AppendResult(turn.index, turn.usage.input_tokens, turn.usage.context_tokens, not session.unsaved)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from agentmem.engine.engine import Engine
-from agentmem.errors import ContextTooLong, InvalidInput, NotImplementedYet, StorageFailed
+from agentmem.errors import ContextTooLong, NotFound, StorageFailed
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.generation import Asked, Generator
 from agentmem.sessions.inputs import check_input, digest_of
+from agentmem.sessions.reports import FULL_CACHE, report_of
 from agentmem.sessions.sealer import Sealer
+from agentmem.sessions.sealing import Sealing
 from agentmem.sessions.session import Session
+from agentmem.sessions.specs import check_policy, check_spec, new_record
 from agentmem.sessions.table import SessionTable, expired
 from agentmem.stores.archive import Archive
 from agentmem.types import (
     Fidelity,
     GenerationEvent,
-    Policy,
     RequestId,
     SamplingParams,
     SessionFormat,
@@ -49,7 +50,6 @@ from agentmem.views import (
 )
 
 T = TypeVar("T")
-SERVED = (Fidelity.AUTO, Fidelity.EXACT)
 
 
 class SessionManager:
@@ -58,22 +58,21 @@ class SessionManager:
     Calls that change a session run to their end even when their caller goes away, so that memory and ledger stay equal.
     """
 
-    def __init__(self, table: SessionTable, generator: Generator, sealer: Sealer, archive: Archive) -> None:
+    def __init__(self, table: SessionTable, generator: Generator, sealing: Sealing, archive: Archive) -> None:
         self.table = table
         self.generator = generator
-        self.sealer = sealer
+        self.sealing = sealing
+        self.sealer: Sealer = sealing.sealer
         self.archive = archive
         self.engine: Engine = generator.engine
         self.ledger = table.ledger
-        self.brancher = Brancher(table, sealer, archive)
+        self.brancher = Brancher(table, sealing.sealer, archive)
 
     # -- create, read, update, delete ---------------------------------------------------------------------------------
 
     async def create(self, tenant: TenantId, spec: SessionSpec) -> SessionInfo:
         """Create a session; its system prompt and tools become turn 0. Raises AlreadyExists, ContextTooLong, InvalidInput."""
-        _check_policy(spec.policy)
-        if spec.format is SessionFormat.RAW and (spec.system or spec.tools):
-            raise InvalidInput("a RAW session has no system prompt and no tools: they are rendered by the chat template")
+        check_spec(spec)
         prelude: list[int] = []
         if spec.format is SessionFormat.CHAT:
             prelude = await asyncio.to_thread(self.generator.chat.prelude, spec.system, spec.tools)
@@ -81,22 +80,7 @@ class SessionManager:
             limit = self.generator.limits.max_context
             raise ContextTooLong(f"system prompt and tools are {len(prelude)} tokens, which leaves no room within the limit of {limit}")
         now = time.time()
-        record = SessionRecord(
-            id=SessionId(spec.session_id or f"s-{secrets.token_hex(8)}"),
-            tenant=tenant,
-            fingerprint=self.table.model.fingerprint,
-            tokenizer_hash=self.table.model.tokenizer_hash,
-            format=spec.format,
-            system=spec.system,
-            tools=spec.tools,
-            policy=spec.policy,
-            labels=dict(spec.labels),
-            ttl_seconds=spec.ttl_seconds,
-            pinned=spec.pinned,
-            created_at=now,
-            updated_at=now,
-            expires_at=now + spec.ttl_seconds if spec.ttl_seconds else 0.0,
-        )
+        record = new_record(tenant, spec, self.table.model, now)
         prelude_turn = Turn(0, token_ids=tuple(prelude), state=TurnState.SEALED, created_at=now)
         return await self._finish(self._create(record, [prelude_turn]))
 
@@ -130,25 +114,38 @@ class SessionManager:
         """Change time to live, pin, policy or labels; None leaves a field as it is."""
         session = await self.table.open(tenant, session_id)
         if patch.policy is not None:
-            _check_policy(patch.policy)
+            check_policy(patch.policy)
         await self._finish(self._update(session, patch))
         return await self._info(session)
 
+    async def set_fidelity(self, tenant: TenantId, session_id: str, fidelity: Fidelity) -> SessionInfo:
+        """Set what every reply from now on runs with, unless its call says otherwise. A reply under way goes on as it began."""
+        session = await self.table.open(tenant, session_id)
+        await self._finish(self._update(session, SessionPatch(policy=replace(session.record.policy, fidelity=fidelity))))
+        return await self._info(session)
+
     async def _update(self, session: Session, patch: SessionPatch) -> None:
-        ttl = session.record.ttl_seconds if patch.ttl_seconds is None else patch.ttl_seconds
-        now = time.time()
-        with session.writing("UpdateSession"):
-            record = replace(
-                session.record,
+        """Change the record. Nobody has to wait for a reply under way: it runs with the policy that it began with."""
+        if session.closed:
+            raise NotFound(f"session {session.record.id!r} was deleted", reason="SESSION_NOT_FOUND")
+
+        def changed(record: SessionRecord) -> SessionRecord:
+            ttl = record.ttl_seconds if patch.ttl_seconds is None else patch.ttl_seconds
+            return replace(
+                record,
                 ttl_seconds=ttl,
-                pinned=session.record.pinned if patch.pinned is None else patch.pinned,
-                policy=patch.policy or session.record.policy,
-                labels=session.record.labels if patch.labels is None else dict(patch.labels),
+                pinned=record.pinned if patch.pinned is None else patch.pinned,
+                policy=patch.policy or record.policy,
+                labels=record.labels if patch.labels is None else dict(patch.labels),
                 updated_at=now,
                 expires_at=now + ttl if ttl else 0.0,
             )
-            await self.table.off_loop(self.ledger.update_session, record)
-            session.record = record
+
+        now = time.time()
+        await self.table.off_loop(self.ledger.update_session, changed(session.record))
+        session.record = changed(session.record)
+        if session.background is not None:
+            session.background.poke()
         session.notify(ChangeKind.UPDATED)
 
     async def delete(self, tenant: TenantId, session_id: str) -> DeleteReport:
@@ -176,7 +173,7 @@ class SessionManager:
             return True
 
     async def _erase(self, tenant: TenantId, name: SessionId, session: Session | None, kind: ChangeKind) -> DeleteReport:
-        with session.writing("DeleteSession") if session else contextlib.nullcontext():
+        async with session.writing("DeleteSession") if session else contextlib.nullcontext():
             rows = await self.table.off_loop(self.ledger.session_blocks, tenant, name)
             turns = len(session.turns) if session else len(await self.table.off_loop(self.ledger.turns, tenant, name))
             gone = await self.table.off_loop(self.ledger.delete_session, tenant, name)
@@ -221,7 +218,7 @@ class SessionManager:
         data = await transfer.collect(chunks)
         model = self.table.model
         record, turns = await self.table.off_loop(transfer.load, data, model.tokenizer_hash, self.generator.limits.vocab_size)
-        _check_policy(record.policy)
+        check_policy(record.policy)
         now = time.time()
         record = replace(
             record,
@@ -267,8 +264,6 @@ class SessionManager:
         fidelity: Fidelity | None,
     ) -> AsyncGenerator[GenerationEvent]:
         """Add input and yield the reply. With ``full_history`` a changed past forks the session; the first event names the fork."""
-        if fidelity is not None:
-            _check_policy(Policy(fidelity))
         session = await self.table.open(tenant, session_id)
         check_input(session, turn_input, self.generator.limits)
         name = RequestId(request_id) if request_id else None
@@ -277,33 +272,41 @@ class SessionManager:
             if not session.knows(name):
                 self.generator.refuse_when_draining()  # before a fork is made that nothing would be added to
             session, turn_input = await self._finish(self.brancher.match(session, turn_input, name))
-        asked = Asked(turn_input, params, digest, name, resume_after, deadline)
+        asked = Asked(turn_input, params, digest, name, resume_after, deadline, fidelity)
         events = self.generator.generate(session, asked)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 
     async def end_turn(self, tenant: TenantId, session_id: str, *, waiting_on_tool: bool, eta_seconds: float) -> SessionInfo:
-        """Seal the open turn, if there is one, and make it durable."""
+        """Seal the open turn, if there is one, and make it durable. Memory that is away is back shortly before ``eta_seconds`` are over."""
         session = await self.table.open(tenant, session_id)
         await self._finish(self._end_turn(session))
+        if waiting_on_tool:
+            self.sealing.expect(session, eta_seconds)
         return await self.get(tenant, session_id)
 
     async def _end_turn(self, session: Session) -> None:
-        with session.writing("EndTurn"):
+        async with session.writing("EndTurn"):
             turn = session.open_turn
             if turn is not None:
                 session.put_turn(replace(turn, state=TurnState.SEALED))
+                if turn.fidelity is Fidelity.EXACT:
+                    policy = session.record.policy
+                    report = report_of(session.turns, turn.index, policy, session.evidence, reencoded=True, reference=FULL_CACHE)
+                    session.turns[-1] = replace(session.turns[-1], report=report)
             if turn is not None or session.unsaved:
                 await self.sealer.commit(session)
                 session.notify(ChangeKind.SEALED, session.turns[-1].index)
 
     async def seal(self, tenant: TenantId, session_id: str) -> SessionInfo:
-        """Seal what is open and return when all of it is durable. Raises StorageFailed when the disk refuses."""
+        """Seal what is open and return when all of it is durable, compressed and indexed. Raises StorageFailed when the disk refuses."""
         info = await self.end_turn(tenant, session_id, waiting_on_tool=False, eta_seconds=0.0)
         if not info.durable:
             raise StorageFailed("the session is not durable yet: the disk refuses", retry_after=1.0)
-        return info
+        session = await self.table.open(tenant, session_id)
+        await self.sealing.settle(session)
+        return await self._info(session)
 
     async def cancel(self, tenant: TenantId, session_id: str, request_id: str) -> bool:
         """Stop the reply of ``request_id``; return whether it was running. What it has generated is committed."""
@@ -316,16 +319,16 @@ class SessionManager:
 
     # -- looking inside -----------------------------------------------------------------------------------------------
 
-    async def inspect(self, tenant: TenantId, session_id: str) -> tuple[SessionInfo, builtins.list[TurnInfo]]:
-        """Return a session with its turns and where their blocks are."""
+    async def inspect(self, tenant: TenantId, session_id: str, *, attention: bool = False) -> tuple[SessionInfo, builtins.list[TurnInfo]]:
+        """Return a session with its turns, where their blocks are and how far they are sealed."""
         info = await self.get(tenant, session_id)
         session = await self.table.open(tenant, session_id)
         rows = await self.table.off_loop(self.ledger.session_blocks, tenant, session.record.id)
-        return info, insight.turn_infos(session, rows)
+        return info, insight.turn_infos(session, rows, self.sealing)
 
     def stats(self) -> ServerStats:
         """Return the replica's numbers. Reads the ledger's counts: cheap, but call it off hot paths."""
-        return insight.stats(self.table, self.engine, draining=self.generator.draining)
+        return insight.stats(self.table, self.sealing, draining=self.generator.draining)
 
     async def prefixes(self, tenant: TenantId, limit: int) -> builtins.list[PrefixInfo]:
         """Return the prefixes that the tenant's live sessions share, most shared first."""
@@ -335,6 +338,10 @@ class SessionManager:
         """Refuse new work, wait for what runs, then commit what is left of it."""
         await self.generator.drain(seconds, list(self.table))
 
+    async def rest(self) -> None:
+        """End all background work; what it had not reached yet is found again at the next start."""
+        await asyncio.gather(*(session.background.close() for session in self.table if session.background is not None))
+
     # -- internals ----------------------------------------------------------------------------------------------------
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
@@ -343,11 +350,3 @@ class SessionManager:
     async def _info(self, session: Session) -> SessionInfo:
         disk_bytes = await self.table.off_loop(self.ledger.session_bytes, session.record.tenant, session.record.id)
         return session.info(disk_bytes=disk_bytes)
-
-
-def _check_policy(policy: Policy) -> None:
-    if policy.fidelity not in SERVED:
-        raise NotImplementedYet(
-            f"fidelity {policy.fidelity.value!r} needs compressed memory, which this version does not have; served: auto, exact",
-            metadata={"capability": "compression"},
-        )

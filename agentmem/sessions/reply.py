@@ -14,7 +14,6 @@ from agentmem.engine.engine import Engine
 from agentmem.engine.run import Output, Run
 from agentmem.errors import AgentMemError, Cancelled, DeadlineExceeded, InternalError, InvalidInput
 from agentmem.types import (
-    Fidelity,
     FinishEvent,
     FinishReason,
     GenerationEvent,
@@ -83,6 +82,7 @@ class Reply:
             first_token_seconds=max(0.0, (run.first_token or end) - run.created),
             total_seconds=max(0.0, end - run.created),
             steps=run.num_steps,
+            attended=run.attended,
         )
 
     def text(self) -> str:
@@ -152,7 +152,7 @@ class Reply:
             request_id=self.request_id,
             turn_index=self.turn_index,
             reuse=self.run.reuse_report(),
-            fidelity=Fidelity.EXACT,
+            fidelity=self.run.request.fidelity,
             input_tokens=self.input_tokens,
             context_tokens=self.run.prompt_length,
         )

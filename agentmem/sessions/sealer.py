@@ -7,9 +7,8 @@ writes fail (disk full) keeps answering from memory, is reported as not durable,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
-from typing import Protocol, TypeVar
 
 from agentmem.engine.engine import Engine
 from agentmem.errors import AgentMemError, StorageFailed
@@ -22,16 +21,10 @@ from agentmem.stores.ledger import Ledger
 from agentmem.stores.records import StoredBlock
 from agentmem.types import SessionId, SessionRecord, TenantId, Turn
 from agentmem.views import ChangeKind
+from agentmem_workers.port import Executor
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class Executor(Protocol):
-    """Where seal jobs run: threads of this process, worker processes, actors."""
-
-    async def run(self, job: Callable[[], T]) -> T:
-        """Run ``job`` off the event loop and return what it returns or raises."""
+ARCHIVE_AT_ONCE = 4  # blocks of one portion of background archiving: what a writer who comes in may have to wait for
 
 
 class Sealer:
@@ -50,7 +43,7 @@ class Sealer:
         last = session.turns[-1].index
         session.unsaved.setdefault(last, "being written")
         try:
-            await self._commit(session)
+            await self._commit(session, set(session.unsaved))
         except StorageFailed as error:
             log.warning("turn %d is not durable yet: %s", last, error.message)
             session.unsaved = dict.fromkeys(session.unsaved, error.message)
@@ -61,28 +54,53 @@ class Sealer:
             session.notify(ChangeKind.DURABLE, last)
         return True
 
-    async def _commit(self, session: Session) -> None:
+    async def archive_some(self, session: Session, dirty: Collection[int]) -> bool:
+        """Archive the next few blocks that became exact in the background, and write the turns ``dirty``; return whether all went well.
+
+        The session counts as durable meanwhile: its ledger is complete, what is added can be computed from it. Never raises StorageFailed.
+        """
+        try:
+            await self._commit(session, dirty, ARCHIVE_AT_ONCE)
+        except StorageFailed as error:
+            log.warning("session %s could not be archived in the background: %s", session.record.id, error.message)
+            if dirty:
+                session.unsaved |= dict.fromkeys(dirty, error.message)
+                self.unsaved[session.record.tenant, session.record.id] = session
+            return False
+        return True
+
+    def has_more(self, session: Session) -> bool:
+        """Return whether exact blocks are on the device that the archive does not have."""
+        branch = session.branch
+        if not self.keep_blocks or branch is None or not branch.alive:
+            return False
+        size = session.chain.block_tokens
+        return branch.covers <= session.num_saved_blocks * size <= branch.exact_length - size
+
+    async def _commit(self, session: Session, dirty: Collection[int], limit: int | None = None) -> None:
         start = session.num_saved_blocks
-        pinned = await self.engine.call(self._pin, session.branch, session.chain, start)
+        pinned = await self.engine.call(self._pin, session.branch, session.chain, start, limit)
         size, tenant = session.chain.block_tokens, session.record.tenant
         blocks = [
             StoredBlock(session.chain.hashes[i], session.chain.parent_of(i), tenant, i * size, *rows.tensors())
             for i, rows in enumerate(pinned, start=start)
         ]
         try:
-            num_saved, failure = await self.executor.run(partial(self._store, session.record, list(_by_turn(session, blocks))))
+            num_saved, failure = await self.executor.run(partial(self._store, session.record, list(_by_turn(session, blocks, dirty))))
         finally:
             await self.engine.call(self._unpin, pinned)
         session.num_saved_blocks += num_saved
         if failure is not None:
             raise failure
 
-    def _pin(self, branch: Branch | None, chain: Chain, start: int) -> list[PinnedRows]:
-        """Engine thread: hold the rows of the branch's full blocks from block ``start`` on still while they are written."""
-        if not self.keep_blocks or branch is None or not branch.alive:
-            return []
+    def _pin(self, branch: Branch | None, chain: Chain, start: int, limit: int | None) -> list[PinnedRows]:
+        """Engine thread: hold the rows of the branch's exact blocks from block ``start`` on still while they are written."""
         size = chain.block_tokens
-        stop = min(len(chain.hashes), branch.length // size)
+        if not self.keep_blocks or branch is None or not branch.alive or start * size < branch.covers:
+            return []
+        stop = min(len(chain.hashes), branch.exact_length // size)
+        if limit is not None:
+            stop = min(stop, start + limit)
         return [self.engine.pool.pin(branch, i * size, (i + 1) * size) for i in range(start, stop)]
 
     def _unpin(self, pinned: list[PinnedRows]) -> None:
@@ -116,17 +134,17 @@ class Sealer:
                 del self.unsaved[key]
             elif session.writer is None:
                 try:
-                    with session.writing("healing"):
+                    async with session.writing("healing"):
                         await self.commit(session)
                 except AgentMemError as error:
                     log.warning("session %s cannot be made durable: %s", session.record.id, error.message)
 
 
-def _by_turn(session: Session, blocks: list[StoredBlock]) -> Iterator[tuple[Turn, list[StoredBlock]]]:
+def _by_turn(session: Session, blocks: list[StoredBlock], dirty: Collection[int]) -> Iterator[tuple[Turn, list[StoredBlock]]]:
     """Yield the turns to write, each with the blocks that it completes: a fork or rollback keeps these as long as it keeps the turn."""
     end, size = 0, session.chain.block_tokens
     for turn in session.turns:
         start, end = end, end + len(turn.token_ids)
         completed = [block for block in blocks if start < block.position + size <= end]
-        if completed or turn.index in session.unsaved:
+        if completed or turn.index in dirty:
             yield turn, completed

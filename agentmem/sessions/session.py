@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from agentmem.compression.recipe import SealJob
 from agentmem.errors import NotFound, SessionBusy, StaleOwner
 from agentmem.memory.hashing import Chain
+from agentmem.memory.sealed import SealedMemory
 from agentmem.memory.segment import Branch
-from agentmem.types import Message, MissReason, RequestId, SessionFormat, SessionRecord, Tail, Turn, TurnState
+from agentmem.sessions.reports import Evidence
+from agentmem.sessions.units import sealed_upto
+from agentmem.types import Fidelity, Message, MissReason, RequestId, SessionFormat, SessionRecord, Tail, Turn, TurnState
 from agentmem.views import SessionChange, SessionInfo
 
 if TYPE_CHECKING:
@@ -22,16 +27,42 @@ if TYPE_CHECKING:
 WATCH_BUFFER = 64  # changes kept for a slow watcher; older ones are dropped, each carries the whole state
 
 
+class Background(Protocol):
+    """Work on one session that gives way to whoever wants to write. Event loop only."""
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there was something to do when it last looked, and it is not done yet."""
+        ...
+
+    def poke(self) -> None:
+        """Look for work, unless somebody is writing."""
+        ...
+
+    async def pause(self) -> None:
+        """Return once nothing touches the session any more: after one step of the engine at most, or a few block files."""
+        ...
+
+    async def settle(self) -> None:
+        """Return when nothing is left to do."""
+        ...
+
+    async def close(self) -> None:
+        """Stop for good."""
+        ...
+
+
 class Session:
     """Event loop only. ``turns`` mirrors the ledger, plus what is still waiting to be written (``unsaved``).
 
-    ``row_bytes`` are the device bytes of one token. A ``closed`` session was deleted, or somebody else has written to it: what is
-    in memory is history, and the next call reads the ledger.
+    ``row_bytes`` are the device bytes of one token; with AUTO a context of up to ``exact_tokens`` is attended to whole. A ``closed``
+    session was deleted, or somebody else has written to it: what is in memory is history, and the next call reads the ledger.
     """
 
-    def __init__(self, record: SessionRecord, turns: list[Turn], chain: Chain, row_bytes: int) -> None:
+    def __init__(self, record: SessionRecord, turns: list[Turn], chain: Chain, row_bytes: int, exact_tokens: int = sys.maxsize) -> None:
         self.record = record
         self.row_bytes = row_bytes
+        self.exact_tokens = exact_tokens
         self.turns = turns
         self.chain = chain
         self.branch: Branch | None = None
@@ -42,6 +73,10 @@ class Session:
         self.replies: OrderedDict[RequestId, Reply] = OrderedDict()
         self.writer: str | None = None
         self.closed = False
+        self.sealed: SealedMemory | None = None  # what a compact view of the session is made of
+        self.sealed_by: tuple[SealJob, ...] = ()  # the job behind each unit of ``sealed``
+        self.evidence = Evidence()
+        self.background: Background | None = None
         self._watchers: set[asyncio.Queue[SessionChange]] = set()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -87,9 +122,20 @@ class Session:
             raise NotFound(f"session has no turn {turn_index}; it has turns 0 to {len(self.turns) - 1}", reason="TURN_NOT_FOUND")
         return sum(len(turn.token_ids) for turn in self.turns[: turn_index + 1])
 
+    def fidelity_for(self, asked: Fidelity | None, tokens: int) -> Fidelity:
+        """Return what a call with a context of ``tokens`` runs with: what it ``asked`` for, else what the policy says, AUTO resolved."""
+        wanted = asked or self.record.policy.fidelity
+        if wanted is not Fidelity.AUTO:
+            return wanted
+        return Fidelity.EXACT if tokens <= self.exact_tokens else Fidelity.RECALL
+
     def info(self, *, disk_bytes: int = 0) -> SessionInfo:
         """Return what the outside sees; ``disk_bytes`` is for the caller to look up."""
-        resident = self.branch.length if self.branch is not None and self.branch.alive else 0
+        branch = self.branch if self.branch is not None and self.branch.alive else None
+        root = branch.root if branch is not None else None
+        resident = branch.length if branch is not None else 0
+        if root is not None:
+            resident += root.length - root.covers
         return SessionInfo(
             record=self.record,
             n_turns=len(self.turns),
@@ -100,14 +146,19 @@ class Session:
             device_bytes=resident * self.row_bytes,
             disk_bytes=disk_bytes,
             device_tokens=resident,
+            fidelity=self.fidelity_for(None, len(self.chain) + 1),
+            resident_tokens=root.length if root is not None else 0,
+            sealed_tokens=self.sealed.length if self.sealed is not None else 0,
+            host_bytes=root.compact.host_bytes if root is not None and root.compact is not None else 0,
+            exact=branch is None or branch.approx_from is None,
         )
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def writing(self, what: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def writing(self, what: str) -> AsyncIterator[None]:
         """Hold the session for one writer. Raises SessionBusy naming who writes, NotFound when it was deleted meanwhile."""
-        self.claim(what)
+        await self.claim(what)
         try:
             yield
         except StaleOwner:
@@ -116,17 +167,29 @@ class Session:
         finally:
             self.unclaim()
 
-    def claim(self, what: str) -> None:
-        """Become the session's writer. Raises as ``writing``."""
-        if self.closed:
-            raise NotFound(f"session {self.record.id!r} was deleted", reason="SESSION_NOT_FOUND")
+    async def claim(self, what: str) -> None:
+        """Become the session's writer; background work has stopped when this returns. Raises as ``writing``."""
+        self._check_open()
         if self.writer is not None:
             raise SessionBusy(f"session {self.record.id!r} is busy: {self.writer} is writing; one writer at a time", retry_after=0.5)
         self.writer = what
+        try:
+            if self.background is not None:
+                await self.background.pause()
+            self._check_open()
+        except BaseException:
+            self.unclaim()
+            raise
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise NotFound(f"session {self.record.id!r} was deleted", reason="SESSION_NOT_FOUND")
 
     def unclaim(self) -> None:
-        """Let the next writer in."""
+        """Let the next writer in, and until it comes what works in the background."""
         self.writer = None
+        if self.background is not None:
+            self.background.poke()
 
     def put_turn(self, turn: Turn) -> None:
         """Replace the turn of that index or add it at the end; the chain already holds its tokens."""
@@ -134,6 +197,21 @@ class Session:
         now = time.time()
         expires = now + self.record.ttl_seconds if self.record.ttl_seconds else 0.0
         self.record = replace(self.record, updated_at=now, expires_at=expires)
+
+    def keep_saved(self, num_blocks: int, reason: tuple[MissReason, str]) -> None:
+        """Note that of the archived blocks only the first ``num_blocks`` are left, and why: the next reply says so.
+
+        What was made of the others goes with them; they are archived again as soon as their K and V are there.
+        """
+        if num_blocks < self.num_saved_blocks:
+            self.num_saved_blocks = num_blocks
+            self.cut_sealed(num_blocks * self.chain.block_tokens)
+            self.hint = self.hint or reason
+
+    def cut_sealed(self, tokens: int) -> None:
+        """Keep the sealed units that lie within the first ``tokens`` tokens."""
+        self.sealed = sealed_upto(self.sealed, self.chain.hashes, tokens, self.chain.block_tokens)
+        self.sealed_by = self.sealed_by[: len(self.sealed.units)] if self.sealed is not None else ()
 
     # -- watching -----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -34,14 +35,23 @@ class ModelIdentity:
 
 
 class SessionTable:
-    """Event loop only; ledger calls run on threads."""
+    """Event loop only; ledger calls run on threads.
 
-    def __init__(self, ledger: Ledger, engine: Engine, model: ModelIdentity, secret: bytes, block_tokens: int) -> None:
+    A session that decides for itself attends to everything while that is at most ``exact_bytes`` of K and V. ``on_live`` is called with
+    each session that is now in memory, ``on_loaded`` with each that was in the ledger alone until somebody asked for it.
+    """
+
+    def __init__(
+        self, ledger: Ledger, engine: Engine, model: ModelIdentity, secret: bytes, block_tokens: int, *, exact_bytes: int = sys.maxsize
+    ) -> None:
         self.ledger = ledger
         self.engine = engine
         self.model = model
         self.block_tokens = block_tokens
         self.started = time.monotonic()
+        self.on_live: Callable[[Session], None] = lambda _session: None
+        self.on_loaded: Callable[[Session], None] = lambda _session: None
+        self._exact_tokens = exact_bytes // engine.pool.shape.row_bytes
         self._secret = secret
         self._live: OrderedDict[Key, Session] = OrderedDict()
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
@@ -74,6 +84,7 @@ class SessionTable:
     def add(self, session: Session) -> None:
         """Make a session live; the caller holds its lock."""
         self._live[session.record.tenant, session.record.id] = session
+        self.on_live(session)
 
     async def open(self, tenant: TenantId, session_id: str) -> Session:
         """Return the session of ``tenant``. Raises NotFound, also for another tenant's, ModelMismatch for other token ids."""
@@ -106,12 +117,17 @@ class SessionTable:
             await self.off_loop(self.ledger.update_session, session.record)
         await self.count_saved(session)
         self.add(session)
+        self.on_loaded(session)
         return session
+
+    def new(self, record: SessionRecord, turns: list[Turn], chain: Chain) -> Session:
+        """Return a session that nothing has been computed of; ``chain`` holds the tokens of ``turns``."""
+        return Session(record, turns, chain, self.engine.pool.shape.row_bytes, self._exact_tokens)
 
     def build(self, record: SessionRecord, turns: list[Turn]) -> Session:
         """Return a session over ledger rows, with nothing on the device."""
         chain = self.chain(record.tenant, [token for turn in turns for token in turn.token_ids])
-        session = Session(record, turns, chain, self.engine.pool.shape.row_bytes)
+        session = self.new(record, turns, chain)
         session.computed = max(0, len(chain) - (session.tail is Tail.REPLY))
         return session
 
@@ -128,6 +144,8 @@ class SessionTable:
         if self._live.get(key) is session:
             del self._live[key]
         session.closed = True
+        if session.background is not None:
+            await session.background.close()
         if session.branch is not None:
             branch, session.branch = session.branch, None
             await self.engine.call(self.engine.pool.release, branch)

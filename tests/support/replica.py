@@ -23,6 +23,7 @@ from agentmem.config import Settings, load_settings
 from agentmem.engine.model import ModelHandle, load_model
 from agentmem.sessions.session import Session
 from agentmem.types import (
+    Fidelity,
     FinishEvent,
     GenerationEvent,
     Message,
@@ -135,8 +136,10 @@ class Answer:
 class Replica:
     """A core on a state directory, with short forms of the manager's calls for one tenant."""
 
-    def __init__(self, state: Path, **overrides: object) -> None:
+    def __init__(self, state: Path, *, prefetches: bool = False, **overrides: object) -> None:
+        """``prefetches`` False: memory comes back when a call needs it, so that tests can tell where from."""
         self.state = state
+        self.prefetches = prefetches
         self.overrides = overrides
         self.open()
 
@@ -144,6 +147,8 @@ class Replica:
         """Build the core; it must be closed or new."""
         self.core: Core = build_core(replica_settings(self.state, **self.overrides), model or tiny_model())
         self.manager = self.core.manager
+        if not self.prefetches:
+            self.manager.sealing.rules = dataclasses.replace(self.manager.sealing.rules, prefetch=False)
 
     async def restart(self, model: ModelHandle | None = None) -> None:
         """Close the core and build another one on the same state."""
@@ -166,6 +171,7 @@ class Replica:
         request_id: str | None = None,
         resume_after: int = 0,
         deadline: float | None = None,
+        fidelity: Fidelity | None = None,
         **sampling: Any,
     ) -> AsyncIterator[GenerationEvent]:
         """Start Generate; nothing happens before the first event is asked for."""
@@ -177,7 +183,7 @@ class Replica:
             request_id=request_id,
             resume_after=resume_after,
             deadline=deadline,
-            fidelity=None,
+            fidelity=fidelity,
         )
 
     async def ask(self, name: str, given: TurnInput | str, max_tokens: int = 8, **options: Any) -> Answer:
@@ -193,6 +199,12 @@ class Replica:
 
     def tokens(self, name: str = "a", tenant: TenantId = TENANT) -> list[int]:
         return list(self.session(name, tenant).chain.tokens)
+
+    async def settle(self, name: str = "a", tenant: TenantId = TENANT) -> Session:
+        """Wait until all background work on a session is done; return the session."""
+        session = self.session(name, tenant)
+        await self.manager.sealing.settle(session)
+        return session
 
     async def spill(self) -> int:
         """Take every idle session off the device."""
@@ -237,9 +249,9 @@ def replica_settings(state: Path, **overrides: object) -> Settings:
 
 
 @asynccontextmanager
-async def running(state: Path, **overrides: object) -> AsyncIterator[Replica]:
+async def running(state: Path, *, prefetches: bool = False, **overrides: object) -> AsyncIterator[Replica]:
     """Run a replica; at the end its books are checked."""
-    replica = Replica(state, **overrides)
+    replica = Replica(state, prefetches=prefetches, **overrides)
     try:
         yield replica
         await replica.check()

@@ -8,7 +8,7 @@ import pytest
 from support.replica import BLOCK, MAX_CONTEXT, OTHER, TENANT, Replica, chunks_of, gather_bytes, user
 
 from agentmem import faults
-from agentmem.errors import AlreadyExists, InvalidInput, NotFound, NotImplementedYet, SessionBusy, StorageFailed
+from agentmem.errors import AlreadyExists, InvalidInput, NotFound, SessionBusy, StorageFailed
 from agentmem.types import Fidelity, Policy, SamplingParams, SessionFormat, ToolSpec, TurnState
 from agentmem.views import SessionPatch, SessionSpec
 
@@ -91,11 +91,12 @@ async def test_create_makes_up_an_id(replica: Replica) -> None:
         (SessionSpec("b", system="x" * MAX_CONTEXT), InvalidInput),
         (SessionSpec("b", format=SessionFormat.RAW, system="x"), InvalidInput),
         (SessionSpec("b", format=SessionFormat.RAW, tools=(ToolSpec("t", "", ""),)), InvalidInput),
-        (SessionSpec("b", policy=Policy(Fidelity.RECALL)), NotImplementedYet),
+        (SessionSpec("b", policy=Policy(compressor="nonsense")), InvalidInput),
+        (SessionSpec("b", policy=Policy(recall="nonsense")), InvalidInput),
     ],
 )
 async def test_create_refuses(replica: Replica, spec: SessionSpec, error: type[Exception]) -> None:
-    """A taken id, a prelude longer than the context, a prelude in a RAW session and a fidelity without code are refused."""
+    """A taken id, a prelude longer than the context, a prelude in a RAW session and methods that there are not are refused."""
     await replica.create()
     with pytest.raises(error):
         await replica.manager.create(TENANT, spec)
@@ -173,27 +174,13 @@ async def test_update_changes_what_is_named_and_survives(replica: Replica) -> No
     assert changed.record == (await replica.manager.get(TENANT, "a")).record
 
 
-async def test_update_refuses_an_unserved_policy(replica: Replica) -> None:
-    """A fidelity without code is refused by name, and nothing changes."""
+@pytest.mark.parametrize("policy", [Policy(compressor="keydif"), Policy(recall="lhs")])
+async def test_update_refuses_an_unknown_method(replica: Replica, policy: Policy) -> None:
+    """The message names the methods there are and the nearest, and nothing changes."""
     before = await replica.create()
-    with pytest.raises(NotImplementedYet, match="compact"):
-        await replica.manager.update(TENANT, "a", SessionPatch(policy=Policy(Fidelity.COMPACT), pinned=True))
+    with pytest.raises(InvalidInput, match=r"known: .*did you mean '(keydiff|lsh)'"):
+        await replica.manager.update(TENANT, "a", SessionPatch(policy=policy, pinned=True))
     assert before.record == (await replica.manager.get(TENANT, "a")).record
-
-
-async def test_generate_refuses_an_unserved_fidelity(replica: Replica) -> None:
-    """Every reply carries its fidelity, and one that cannot be had is refused instead of relabelled (invariant 6)."""
-    await replica.create()
-    for fidelity in (Fidelity.RECALL, Fidelity.COMPACT):
-        with pytest.raises(NotImplementedYet):
-            await anext(
-                replica.manager.generate(
-                    TENANT, "a", user("x"), SamplingParams(), request_id=None, resume_after=0, deadline=None, fidelity=fidelity
-                )
-            )
-    answer = await replica.ask("a", "x")
-    assert (Fidelity.EXACT, Fidelity.EXACT) == (answer.start.fidelity, answer.finish.fidelity)
-    assert Fidelity.EXACT == replica.session().turns[1].fidelity
 
 
 async def test_delete_removes_all_but_what_is_shared(replica: Replica) -> None:

@@ -42,28 +42,30 @@ def test_messages_leave_the_prelude_out() -> None:
     assert session(Turn(0)).open_turn is None
 
 
-def test_one_writer() -> None:
+async def test_one_writer() -> None:
     """A second writer is told who writes; afterwards, also after an error, the place is free."""
     made = session(Turn(0))
-    with made.writing("Append"):
+    async with made.writing("Append"):
         assert made.info().busy
         with pytest.raises(SessionBusy, match="Append is writing") as caught:
-            made.claim("Generate")
+            await made.claim("Generate")
     assert caught.value.retry_after is not None
-    with pytest.raises(ZeroDivisionError), made.writing("Append"):
-        raise ZeroDivisionError
-    with made.writing("Generate"):
+    with pytest.raises(ZeroDivisionError):
+        async with made.writing("Append"):
+            raise ZeroDivisionError
+    async with made.writing("Generate"):
         pass
     assert not made.info().busy
 
 
-def test_a_stale_owner_closes_the_session() -> None:
+async def test_a_stale_owner_closes_the_session() -> None:
     """After somebody else has written, what is in memory is history: no writer gets in."""
     made = session(Turn(0))
-    with pytest.raises(StaleOwner), made.writing("Append"):
-        raise StaleOwner("newer epoch")
+    with pytest.raises(StaleOwner):
+        async with made.writing("Append"):
+            raise StaleOwner("newer epoch")
     with pytest.raises(NotFound):
-        made.claim("Append")
+        await made.claim("Append")
 
 
 def test_put_turn_renews_the_time_to_live() -> None:
