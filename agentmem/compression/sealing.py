@@ -69,7 +69,7 @@ def load_unit(job: SealJob, files: SealFiles) -> SealedUnitTensors:
     """Return the job's stored result. Raises BlockUnavailable when there is none, or none that is sound."""
     result = _read(job.block, job.name, job.recipe.bits, files)
     keep, codes = result["keep"], result["codes"]
-    # Kernels gather rows by these positions without asking again.
+    # Kernels gather rows by these positions without asking again. A file that is sound and says so all the same is a bug: it stays refused.
     if int(keep.amin()) < job.start or int(keep.amax()) >= job.start + codes.shape[2] or keep.shape[:2] != codes.shape[:2]:
         raise BlockUnavailable(MissReason.CORRUPT, f"result {job.name} keeps tokens that its unit does not hold")
     return SealedUnitTensors(keep, codes)

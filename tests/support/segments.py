@@ -98,7 +98,7 @@ class MemorySealFiles:
     def block(self, block_hash: BlockHash, first_token: int) -> tuple[Tensor, Tensor]:
         self.asked.append((block_hash, first_token))
         if block_hash in self.lost:
-            raise BlockUnavailable(MissReason.EVICTED, "lost")
+            raise BlockUnavailable(MissReason.MISSING, "lost")
         return self.blocks[block_hash]
 
     def exists(self, block_hash: BlockHash, name: str) -> bool:
@@ -111,7 +111,7 @@ class MemorySealFiles:
     def read(self, block_hash: BlockHash, name: str, shapes: Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]]) -> dict[str, Tensor]:
         result = self.results.get((block_hash, name))
         if result is None:
-            raise BlockUnavailable(MissReason.EVICTED, "no result")
+            raise BlockUnavailable(MissReason.MISSING, "no result")
         if result.keys() != shapes.keys() or not all(fits(result[key], *shapes[key]) for key in shapes):
             del self.results[block_hash, name]
             raise BlockUnavailable(MissReason.CORRUPT, "other tensors")

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from agentmem.compression import KeyDiff, Observe, Recipe, SealInputMissing, SealJob, compressors, load_unit, run_seal_job, select
 from agentmem.compression.simhash import encode, projection
 from agentmem.errors import InvalidInput
-from agentmem.stores import BlockUnavailable
+from agentmem.stores import ArchiveFormat, BlockFiles, BlockHeader, BlockUnavailable, SealFiles
+from agentmem.stores.records import BlockFile
 from agentmem.types import BlockHash, MissReason
 
 SIZE = 8  # tokens of a block
@@ -226,6 +227,27 @@ def test_half_precision_blocks_of_one_unit() -> None:
     assert_close(k.float().mean(dim=2), files.results[job.block, job.name]["mean"])
     assert torch.equal(before, k)
     assert threads == torch.get_num_threads()
+
+
+def test_real_files_take_the_result(tmp_path: Path) -> None:
+    """On disk the result is that of the files in memory; cut in half it is set aside and made again, equal to the byte."""
+    job, later = unit_job(), unit_job(3, 5, anchor=(unit_job().block, unit_job().name))
+    header = BlockHeader(1, "model", "float32", layers=2, kv_heads=2, head_dim=16, first_token=0, n_tokens=SIZE, rope="default")
+    memory = session_files()
+    blocks = BlockFiles(tmp_path / "blocks", quarantine=tmp_path / "quarantine")
+    blocks.write_all([BlockFile(digest(i), replace(header, first_token=i * SIZE), *memory.blocks[digest(i)]) for i in range(5)])
+    disk = SealFiles(blocks.root, header, ArchiveFormat.NATIVE)
+    for files in (memory, disk):
+        run_seal_job(job, files)
+        run_seal_job(later, files)
+    assert all(map(torch.equal, load_unit(later, memory), load_unit(later, disk)))
+    path = blocks.path(job.block, job.name)
+    sound = path.read_bytes()
+    path.write_bytes(sound[: len(sound) // 2])
+    with pytest.raises(BlockUnavailable):
+        load_unit(job, disk)
+    run_seal_job(job, disk)
+    assert sound == path.read_bytes()
 
 
 def test_importing_loads_neither_kernels_nor_models() -> None:
