@@ -56,7 +56,7 @@ _CLAIM = """
 UPDATE jobs SET state = 'running', attempts = attempts + 1, worker = :worker, lease_until = :until, changed = :now
 WHERE key = (
     SELECT key FROM jobs WHERE state IN ('queued', 'running') AND lease_until <= :now ORDER BY attempts, created, key LIMIT 1
-) RETURNING *
+) AND (SELECT text FROM place) = :place RETURNING *
 """
 _RELEASE = """
 UPDATE jobs SET state = 'queued', attempts = attempts - 1, worker = '', lease_until = 0, changed = ?
@@ -182,14 +182,14 @@ class JobStore:
         now = self._clock()
         with self._read() as connection:  # an idle worker looks often, and is in nobody's way
             row = connection.execute(_GLANCE, (now,)).fetchone()
-        if row["place"] != place:
+        if row["place"] not in (place, None):  # None: the file is new, and the server will see
             raise ConfigError("the server has another model or other settings than when this worker was started; start it again")
         if not row["any_job"]:
             return None
         with self._write() as connection:
             self._put_worker(connection, worker)
             self._reap(connection, lease_seconds, max_attempts)
-            claimed = connection.execute(_CLAIM, {"worker": worker.id, "until": now + lease_seconds, "now": now}).fetchone()
+            claimed = connection.execute(_CLAIM, {"worker": worker.id, "until": now + lease_seconds, "now": now, "place": place}).fetchone()
         return None if claimed is None else _job(claimed)
 
     def heartbeat(self, worker: WorkerRow, lease_seconds: float) -> None:
