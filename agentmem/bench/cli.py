@@ -8,22 +8,28 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from agentmem.bench.options import Options
-from agentmem.errors import AgentMemError
+from agentmem.errors import AgentMemError, InvalidInput
+from agentmem.types import Prefill
+from agentmem.units import parse_size
 
-# A benchmark is a module of this package with ``async run(options, say) -> Report``, its line here, and its thresholds.
+# A benchmark is a module of this package with ``async run(options, say, sizes) -> Report``, its line here, and its thresholds.
 BENCHMARKS = {
-    "equality": "Greedy tokens through batching, fork, rollback, spilling and SIGKILL, against HF generate (fp32).",
+    "equality": "Greedy tokens through batching, fork, rollback, sealing, spilling and SIGKILL, against HF generate (fp32).",
     "restart": "Time to first token after SIGKILL: restored from disk against recomputed.",
     "throughput": "Tokens a second of 1, 4 and 16 concurrent sessions.",
-    "decode": "Prefill and decode speed at 512, 2,048 and 6,000 tokens of context, beside HF generate.",
+    "decode": "Prefill and decode speed beside HF generate; with --fidelity, time a token as the context grows.",
+    "recall": "What compressed memory still knows: planted facts, KL and tokens attended, for every compressor and recall method.",
+    "density": "Private memory of a session, EXACT and RECALL, and the sessions that fit in a budget.",
+    "drift": "KL of each of 12 turns under RECALL, with the exact re-encode and without.",
 }
 
 app = typer.Typer(help="Measure the service on this machine.", no_args_is_help=True)
@@ -34,12 +40,16 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads that torch may use, i
 Repeat = Annotated[int, typer.Option(min=1, help="How often to measure; tables show medians.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there as JSON.")]
 Check = Annotated[bool, typer.Option("--check", help="Exit with 1 when a threshold is missed.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the numbers there; needs matplotlib.")]
+
+Sizes = Callable[[Any], object]
+"""Makes a benchmark's sizes from its module. May raise InvalidInput."""
 
 
-def _add_command(name: str, summary: str) -> None:
+def _add_command(name: str) -> None:
     exact = name == "equality"  # one pass decides, and other formats than fp32 do not promise it
 
-    @app.command(name, help=summary)
+    @app.command(name, help=BENCHMARKS[name])
     def command(
         model: Model = "smollm2",
         dtype: Dtype = "fp32" if exact else "auto",
@@ -52,19 +62,131 @@ def _add_command(name: str, summary: str) -> None:
         raise typer.Exit(run_benchmark(name, Options(model, dtype, threads, repeat), json_file=json_file, check=check))
 
 
-def run_benchmark(name: str, options: Options, *, json_file: Path | None, check: bool, console: Console | None = None) -> int:
-    """Run benchmark ``name``, print its report, write ``json_file``; return the exit code. Progress goes to stderr."""
+for _name in ("equality", "restart", "throughput"):
+    _add_command(_name)
+
+
+@app.command("decode", help=BENCHMARKS["decode"])
+def decode(
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    repeat: Repeat = 3,
+    json_file: Json = None,
+    *,
+    fidelity: Annotated[str, typer.Option(help="recall or both: RECALL beside EXACT at growing contexts; exact: EXACT alone.")] = "",
+    contexts: Annotated[str, typer.Option(help="Tokens of context, with --fidelity.")] = "2048,8192,16384,32768",
+    plot: Plot = None,
+    check: Check = False,
+) -> None:
+    """Measure beside HF, or with --fidelity the service alone."""
+    options = Options(model, dtype, threads, repeat)
+    if not fidelity:
+        if plot is not None:
+            raise typer.BadParameter("--plot draws time against context, which --fidelity measures")
+        raise typer.Exit(run_benchmark("decode", options, json_file=json_file, check=check, plot=plot))
+
+    def sizes(module: Any) -> object:  # noqa: ANN401 - a module's own class
+        return module.Sizes(contexts=_numbers("contexts", contexts, int), fidelities=module.fidelities_of(fidelity))
+
+    raise typer.Exit(run_benchmark("latency", options, json_file=json_file, check=check, plot=plot, sizes=sizes))
+
+
+@app.command("recall", help=BENCHMARKS["recall"])
+def recall(
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Contexts, each with other text and other facts.")] = 2,
+    json_file: Json = None,
+    *,
+    context: Annotated[int, typer.Option(help="Tokens that are read before the questions.")] = 3000,
+    only: Annotated[str, typer.Option(help="Compressors, with commas between them. Default: all there are.")] = "",
+    methods: Annotated[str, typer.Option("--recall", help="Recall methods.")] = "none,lsh,pages,oracle",
+    budgets: Annotated[str, typer.Option(help="Shares of sealed tokens that stay resident.")] = "0.1",
+    recall_tokens: Annotated[int, typer.Option(help="Most tokens recalled for each KV head.")] = 256,
+    prefill: Annotated[Prefill, typer.Option(help="What the questions see: the compressed view, or everything.")] = Prefill.VIEW,
+    plot: Plot = None,
+    check: Check = False,
+) -> None:
+    """Fill the table of compressors and recall methods."""
+
+    def sizes(module: Any) -> object:  # noqa: ANN401 - a module's own class
+        return module.Sizes(
+            context=context,
+            compressors=_names(only),
+            methods=_names(methods),
+            keeps=_numbers("budgets", budgets, float),
+            recall_tokens=recall_tokens,
+            prefill=prefill,
+        )
+
+    options = Options(model, dtype, threads, repeat)
+    raise typer.Exit(run_benchmark("recall", options, json_file=json_file, check=check, plot=plot, sizes=sizes))
+
+
+@app.command("density", help=BENCHMARKS["density"])
+def density(
+    model: Model = "smollm2",
+    dtype: Dtype = "bf16",
+    threads: Threads = 0,
+    json_file: Json = None,
+    *,
+    context: Annotated[int, typer.Option(help="Tokens of a session.")] = 4000,
+    budget: Annotated[str, typer.Option(help="Device memory that is filled with sessions.")] = "1GiB",
+    check: Check = False,
+) -> None:
+    """Measure sessions of one length in one budget."""
+
+    def sizes(module: Any) -> object:  # noqa: ANN401 - a module's own class
+        return module.Sizes(context=context, budget=parse_size(budget))
+
+    raise typer.Exit(run_benchmark("density", Options(model, dtype, threads, 1), json_file=json_file, check=check, sizes=sizes))
+
+
+@app.command("drift", help=BENCHMARKS["drift"])
+def drift(
+    model: Model = "smollm2",
+    dtype: Dtype = "fp32",
+    threads: Threads = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Conversations, each with other text; KL is their mean.")] = 3,
+    json_file: Json = None,
+    *,
+    plot: Plot = None,
+    check: Check = False,
+) -> None:
+    """Measure turn by turn."""
+    raise typer.Exit(run_benchmark("drift", Options(model, dtype, threads, repeat), json_file=json_file, check=check, plot=plot))
+
+
+def run_benchmark(
+    name: str,
+    options: Options,
+    *,
+    json_file: Path | None,
+    check: bool,
+    plot: Path | None = None,
+    sizes: Sizes = lambda _module: None,
+    console: Console | None = None,
+) -> int:
+    """Run module ``name``, print its report, write ``json_file`` and ``plot``; return the exit code. Progress goes to stderr."""
+    from agentmem.bench.plot import check_plot, draw
     from agentmem.bench.report import console_of, show
 
     console = console or console_of()
     errors = Console(stderr=True)
     try:
+        if plot is not None:
+            check_plot(plot)
+        module = importlib.import_module(f"agentmem.bench.{name}")
+        chosen = sizes(module)
         _prepare(options, errors)
         with errors.status(f"{name}: starting") as status:
-            module = importlib.import_module(f"agentmem.bench.{name}")
-            report = asyncio.run(module.run(options, lambda line: status.update(f"{name}: {line}")))
+            report = asyncio.run(module.run(options, lambda line: status.update(f"{name}: {line}"), chosen))
         if json_file is not None:
             json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        if plot is not None:
+            draw(report.charts, plot)
     except (AgentMemError, OSError) as error:
         errors.print(f"[bold red]agentmem bench {name}:[/] {error}", *getattr(error, "__notes__", ()), sep="\n", highlight=False)
         return 2
@@ -81,5 +203,12 @@ def _prepare(options: Options, console: Console) -> None:
         prepare_model(options, lambda stage, fraction: bar.update(task, description=stage, completed=fraction))
 
 
-for _name, _summary in BENCHMARKS.items():
-    _add_command(_name, _summary)
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(name) for name in _names(text))
+    except ValueError:
+        raise InvalidInput(f"--{option} {text!r} is not a list of numbers with commas between them") from None

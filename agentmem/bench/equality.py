@@ -1,14 +1,15 @@
 """``bench equality``: invariant 5. EXACT sessions speak as Hugging Face's ``generate`` does, token by token, whatever happens to them.
 
 Several sessions with one system prompt talk in rounds, all at once, on a device too small to hold them; one is forked, one rolled
-back, and the server is killed in the middle. Then every reply is generated again by HF from the same prompt ids.
+back, and the server is killed in the middle. Some take every other turn under RECALL, with so little recalled that it shows; some wait
+between turns until they are sealed, others go on at once. Then every EXACT reply is generated again by HF from the same prompt ids.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from agentmem.bench.options import Options, Say
 from agentmem.bench.reference import Reference
 from agentmem.bench.report import Cell, Column, Report
 from agentmem.bench.server import ServerProcess, connected
+from agentmem.bench.settle import settled
 from agentmem.bench.texts import TextSource
 from agentmem.errors import InternalError
-from agentmem.types import Turn
+from agentmem.types import Fidelity, Policy, Turn
 from agentmem_client import AsyncAgentMem, AsyncSession
 
 COLUMNS = (
@@ -31,14 +33,19 @@ COLUMNS = (
     Column("device", "from memory"),
     Column("disk", "from disk"),
     Column("computed", "computed"),
+    Column("recall", "RECALL"),
     Column("compared", "compared with HF"),
     Column("mismatches", "different"),
 )
 CAPTION = (
     "Greedy replies of a served model, over gRPC, against HF generate (its own attention, full cache) on the same prompt ids. The device"
     " holds {resident_tokens} tokens of KV, so that idle sessions are spilled: what comes from disk before the restart is their proof."
-    " at once: most replies that were decoding together."
+    " at once: most replies that were decoding together. RECALL: replies that saw a compressed memory only; what came after was compared."
 )
+
+# Session number modulo 4: of four, one does neither, one each, one both.
+SWITCHING = (0, 2)  # every other turn under RECALL
+WAITING = (0, 3)  # for sealing, after each turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +58,27 @@ class Sizes:
     message_tokens: int = 160
     reply_tokens: int = 48
     resident_tokens: int = 2600
+    recall_tokens: int = 16  # of a context of hundreds: what RECALL says differs, and must leave no trace in EXACT turns
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One reply: in which step it came, its session and turn, the prompt's token ids as the ledger has them."""
+    """One reply: in which step it came, its session and turn, the prompt's token ids as the ledger has them.
+
+    ``after_recall``: the turn before it saw a compressed memory only.
+    """
 
     step: str
     session: str
     turn: int
     prompt: tuple[int, ...]
     reply: TimedReply
+    after_recall: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the reply is promised to equal HF's."""
+        return self.reply.finish.fidelity is Fidelity.EXACT
 
 
 @dataclass(slots=True)
@@ -76,17 +93,22 @@ class Play:
     records: list[Record] = field(default_factory=list)
     at_once: dict[str, int] = field(default_factory=dict)
     lost_turns: int = 0
+    sealed_tokens: int = 0
 
     async def open(self) -> None:
         """Create the sessions, all with one system prompt."""
         system = "You answer briefly.\n\n" + self.text.text(self.sizes.system_tokens)
         for number in range(self.sizes.sessions):
             name = f"session-{number + 1}"
-            self.sessions[name] = self.client.session(name, system=system)
+            policy = Policy(Fidelity.EXACT, recall_tokens=self.sizes.recall_tokens, objective=0.0)
+            self.sessions[name] = self.client.session(name, system=system, policy=policy)
             await self.sessions[name].open()
 
-    async def speak(self, step: str, names: Sequence[str]) -> None:
-        """Let sessions ``names`` take a turn at once, each with its own text, longer from one to the next."""
+    async def speak(self, step: str, names: Sequence[str], *, recall: bool = False) -> None:
+        """Let sessions ``names`` take a turn at once, each with its own text, longer from one to the next.
+
+        ``recall``: those that switch take it under RECALL.
+        """
         decoding: set[str] = set()
 
         async def one(number: int, name: str) -> tuple[str, TimedReply]:
@@ -98,10 +120,18 @@ class Play:
                 self.at_once[step] = max(self.at_once.get(step, 0), len(decoding))
 
             message = self.text.text(self.sizes.message_tokens + 16 * number)
-            return name, await timed_reply(self.sessions[name], message, greedy(self.sizes.reply_tokens), on_tokens=note)
+            fidelity = Fidelity.RECALL if recall and name in self._chosen(SWITCHING) else Fidelity.EXACT
+            sampling = greedy(self.sizes.reply_tokens)
+            return name, await timed_reply(self.sessions[name], message, sampling, fidelity=fidelity, on_tokens=note)
 
         for name, reply in await asyncio.gather(*(one(number, name) for number, name in enumerate(names))):
             await self._record(step, name, reply)
+        for name in self._chosen(WAITING).intersection(names):
+            info, _ = await settled(self.sessions[name])
+            self.sealed_tokens = max(self.sealed_tokens, info.sealed_tokens)
+
+    def _chosen(self, remainders: tuple[int, ...]) -> set[str]:
+        return {f"session-{number}" for number in range(1, self.sizes.sessions + 1) if number % 4 in remainders}
 
     async def _record(self, step: str, name: str, reply: TimedReply) -> None:
         turns = await self._turns(name)
@@ -109,7 +139,8 @@ class Play:
         if last.reply_start is None or last.token_ids[last.reply_start :] != reply.tokens.token_ids:
             raise InternalError(f"{name}, turn {last.index}: the ledger's reply is not the one that was streamed")
         before = [token for turn in turns[:-1] for token in turn.token_ids]
-        self.records.append(Record(step, name, last.index, (*before, *last.token_ids[: last.reply_start]), reply))
+        after_recall = turns[-2].fidelity is not Fidelity.EXACT
+        self.records.append(Record(step, name, last.index, (*before, *last.token_ids[: last.reply_start]), reply, after_recall))
         self.ledgers[name] = turns
 
     async def _turns(self, name: str) -> list[Turn]:
@@ -169,7 +200,7 @@ async def _perform(play: Play, server: ServerProcess, say: Say) -> None:
     middle = (play.sizes.turns + 1) // 2
     for turn in range(1, play.sizes.turns + 1):
         say(f"round {turn} of {play.sizes.turns}")
-        await play.speak(f"{turn}: all at once", list(play.sessions))
+        await play.speak(f"{turn}: all at once", list(play.sessions), recall=turn % 2 == 0)
         if turn == middle - 1:
             await play.fork("session-1", "fork")
         if turn == middle:
@@ -182,10 +213,11 @@ async def _perform(play: Play, server: ServerProcess, say: Say) -> None:
 
 
 def _compare(records: Sequence[Record], reference: Reference, sizes: Sizes, say: Say) -> tuple[dict[int, int], list[str]]:
-    """Return differing tokens by record, and a line about the first of each reply that differs."""
+    """Return differing tokens by number of an EXACT record, and a line about the first of each reply that differs."""
     differing, notes = {}, []
-    for number, record in enumerate(records):
-        say(f"HF generate, reply {number + 1} of {len(records)}")
+    exact = [(number, record) for number, record in enumerate(records) if record.is_exact]
+    for count, (number, record) in enumerate(exact):
+        say(f"HF generate, reply {count + 1} of {len(exact)}")
         expected = reference.generate(record.prompt, sizes.reply_tokens).token_ids
         actual = record.reply.tokens.token_ids
         wrong = [i for i in range(max(len(expected), len(actual))) if expected[i : i + 1] != actual[i : i + 1]]
@@ -213,8 +245,9 @@ def _rows(plays: Sequence[Play], records: Sequence[Record], differing: dict[int,
                 "device": sum(finish.reuse.device for finish in finished),
                 "disk": sum(finish.reuse.disk for finish in finished),
                 "computed": sum(finish.reuse.computed for finish in finished),
-                "compared": sum(len(records[number].reply.tokens.token_ids) for number in numbers),
-                "mismatches": sum(differing[number] for number in numbers),
+                "recall": sum(not records[number].is_exact for number in numbers),
+                "compared": _tokens(records[number] for number in numbers if records[number].is_exact),
+                "mismatches": sum(differing.get(number, 0) for number in numbers),
             }
         )
     return rows
@@ -228,9 +261,16 @@ def _measured(plays: Sequence[Play], records: Sequence[Record], differing: dict[
     return {
         "mismatching_tokens": sum(differing.values()),
         "lost_turns": sum(play.lost_turns for play in plays),
-        "compared_tokens": sum(len(record.reply.tokens.token_ids) for record in records),
+        "compared_tokens": _tokens(record for record in records if record.is_exact),
         "replies_at_once": max(most for play in plays for most in play.at_once.values()),
         "spilled_tokens": sum(reuse.disk for reuse in before),
         "restored_tokens": sum(reuse.disk for reuse in after),
         "forked_tokens": fork.device + fork.disk,
+        "approximate_tokens": _tokens(record for record in records if record.reply.finish.usage.attended < 1),
+        "exact_after_recall": _tokens(record for record in records if record.is_exact and record.after_recall),
+        "sealed_tokens": max(play.sealed_tokens for play in plays),
     }
+
+
+def _tokens(records: Iterable[Record]) -> int:
+    return sum(len(record.reply.tokens.token_ids) for record in records)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from agentmem.errors import InternalError
-from agentmem.types import FinishEvent, SamplingParams, TokenEvent
+from agentmem.types import Fidelity, FinishEvent, SamplingParams, TokenEvent
 from agentmem_client import AsyncSession
 from agentmem_client.session import Input
 
@@ -48,6 +48,7 @@ async def timed_reply(
     sampling: SamplingParams,
     *,
     request_id: str | None = None,
+    fidelity: Fidelity | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> TimedReply:
     """Generate and return the reply with its times. ``on_tokens`` is called with the number of tokens received so far.
@@ -59,7 +60,7 @@ async def timed_reply(
     first = last = 0.0
     num_first = 0
     finish: FinishEvent | None = None
-    events = session.generate(content, sampling, request_id=request_id)
+    events = session.generate(content, sampling, request_id=request_id, fidelity=fidelity)
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TokenEvent) and event.token_ids:

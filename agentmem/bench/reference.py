@@ -85,6 +85,14 @@ class Reference:
         top = self._model(ids, logits_to_keep=1).logits[0, -1].float().topk(2).values
         return float(top[0] - top[1])
 
+    @torch.inference_mode()
+    def log_probabilities(self, token_ids: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Return fp32 log probabilities ``[len(positions), vocab]``, on the CPU, of what follows the token at each of ``positions``."""
+        ids = torch.tensor([list(token_ids)], device=self.handle.device)
+        kept = torch.tensor(list(positions), device=self.handle.device)
+        logits: Tensor = self._model(ids, logits_to_keep=kept).logits[0]
+        return logits.float().log_softmax(-1).cpu()
+
 
 class _Clock(BaseStreamer):
     """Notes when ``generate`` hands over the prompt and then each token."""

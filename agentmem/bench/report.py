@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentmem.bench.machine import Machine
+from agentmem.bench.plot import Chart
 from agentmem.bench.thresholds import Verdict, judge
 
 PIPE_WIDTH = 120  # columns
@@ -36,7 +37,7 @@ class Column:
 class Report:
     """The result of benchmark ``name``. ``caption`` says what is measured and how; ``measured`` is what thresholds judge.
 
-    ``notes`` are further lines for people, e.g. about a mismatch.
+    ``notes`` are further lines for people, e.g. about a mismatch; ``charts`` is what ``--plot`` draws.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Report:
     measured: Mapping[str, float]
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
 
     @property
     def verdicts(self) -> list[Verdict]:

@@ -49,6 +49,13 @@ class ServerProcess:
         """Where the server's log goes; it grows over restarts."""
         return self.state_dir / "server.log"
 
+    @property
+    def pid(self) -> int:
+        """The process id. Raises Disconnected when the server is not running."""
+        if self._process is None or self._process.returncode is not None:
+            raise Disconnected("the server is not running")
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the server, ending one that runs; return once it serves. Raises Disconnected with the end of its log."""
         await self.kill()

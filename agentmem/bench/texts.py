@@ -39,12 +39,12 @@ class TextSource:
     """Hands out real text in order, never the same passage twice, so that no prompt is found in a cache by accident."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._stream = self._tokens()
 
     def _tokens(self) -> Iterator[int]:
         for module in MODULES:
-            yield from self._tokenizer.encode(source_of(module), add_special_tokens=False)
+            yield from self.tokenizer.encode(source_of(module), add_special_tokens=False)
 
     def token_ids(self, count: int) -> list[int]:
         """Return the next ``count`` token ids. Raises InvalidInput when the text is used up."""
@@ -55,4 +55,4 @@ class TextSource:
 
     def text(self, count: int) -> str:
         """Return the text of the next ``count`` tokens. Raises InvalidInput when it is used up."""
-        return self._tokenizer.decode(self.token_ids(count))
+        return self.tokenizer.decode(self.token_ids(count))

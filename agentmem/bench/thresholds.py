@@ -33,6 +33,9 @@ THRESHOLDS: dict[str, dict[str, Threshold]] = {
         "spilled_tokens": Threshold("at least", 1, "tokens that idle sessions had to read back from disk before the restart"),
         "restored_tokens": Threshold("at least", 1, "tokens read from disk after the restart"),
         "forked_tokens": Threshold("at least", 1, "tokens that the fork read instead of computing them"),
+        "approximate_tokens": Threshold("at least", 1, "tokens generated under RECALL, without seeing all of the context"),
+        "exact_after_recall": Threshold("at least", 1, "tokens of EXACT replies right after one under RECALL, compared with HF generate"),
+        "sealed_tokens": Threshold("at least", 1, "tokens that were compressed and indexed at the end"),
     },
     "restart": {
         "ratio": Threshold("at most", 0.2, "time to first token restored from disk, over the time when it is recomputed"),
@@ -44,6 +47,25 @@ THRESHOLDS: dict[str, dict[str, Threshold]] = {
     "decode": {
         "slowest_prefill": Threshold("at least", 1, "prefill tokens a second over HF's, in the worst cell"),
         "slowest_decode": Threshold("at least", 1, "HF's time a token over ours, in the worst cell"),
+    },
+    "latency": {
+        "recall_growth": Threshold("at most", 1.8, "time a token under RECALL at the longest context, over that at the shortest"),
+        "exact_over_recall": Threshold("at least", 2, "time a token under EXACT over RECALL's, at the longest context"),
+    },
+    "recall": {
+        "mean_kl": Threshold("at most", 0.05, "keydiff 10% + lsh: mean KL to the full cache, nats"),
+        "top1": Threshold("at least", 0.95, "keydiff 10% + lsh: top-1 agreement with the full cache"),
+        "answers_of_full": Threshold("at least", 0.9, "keydiff 10% + lsh: exact answers over those of the full cache"),
+        "attended": Threshold("at most", 0.2, "keydiff 10% + lsh: share of the context that a decode step attends to"),
+        "full_answers": Threshold("at least", 0.5, "exact answers of the full cache, without which the others would mean little"),
+    },
+    "density": {
+        "recall_of_exact": Threshold("at most", 0.3, "private bytes of a RECALL session over an EXACT one's, as the server counts them"),
+        "process_of_exact": Threshold("at most", 0.3, "the same of what the server's anonymous memory grows by"),
+        "silent_sessions": Threshold("at most", 0, "sessions that fit in the budget and did not answer"),
+    },
+    "drift": {
+        "growth": Threshold("at most", 2, "KL of turn 12 over that of turn 2, with re-encode"),
     },
 }
 

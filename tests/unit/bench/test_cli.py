@@ -27,7 +27,7 @@ def ratio(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     measured = [0.1]
     fake = ModuleType("agentmem.bench.restart")
 
-    async def run(options: Options, say: Say) -> Report:
+    async def run(options: Options, say: Say, sizes: object) -> Report:
         say("measuring")
         if not measured:
             error = InternalError("the service broke")

@@ -19,8 +19,8 @@ class Session:
         self.events = events
         self.asked: tuple[Any, ...] = ()
 
-    async def generate(self, *given: Any, request_id: str | None) -> AsyncGenerator[GenerationEvent]:
-        self.asked = (*given, request_id)
+    async def generate(self, *given: Any, request_id: str | None, fidelity: Fidelity | None) -> AsyncGenerator[GenerationEvent]:
+        self.asked = (*given, request_id, fidelity)
         for event in self.events:
             yield event
 
@@ -34,10 +34,10 @@ async def test_a_reply_is_timed_at_its_tokens() -> None:
     """Tokens are collected in order, text without tokens is not an arrival, and counts are told as they grow."""
     session = Session(TokenEvent(0, (7, 8), "a"), TokenEvent(2, (9,), "b"), TokenEvent(3, (), "c"), FINISH)
     counts: list[int] = []
-    reply = await timed_reply(session, "hi", greedy(3), request_id="r", on_tokens=counts.append)
+    reply = await timed_reply(session, "hi", greedy(3), request_id="r", fidelity=Fidelity.RECALL, on_tokens=counts.append)
     assert ((7, 8, 9), 2, [2, 3], FINISH) == (reply.tokens.token_ids, reply.tokens.num_first, counts, reply.finish)
     assert 0 < reply.tokens.first_token_s <= reply.tokens.last_token_s
-    assert ("hi", greedy(3), "r") == session.asked
+    assert ("hi", greedy(3), "r", Fidelity.RECALL) == session.asked
 
 
 async def test_a_stream_without_an_end_is_an_error() -> None:
