@@ -227,12 +227,13 @@ class Archive:
         return self._files.read(block_hash, self._header_at(position), self._format)
 
     def _take_back(self, block_hash: BlockHash, error: BlockUnavailable) -> None:
-        """Drop the row of a block whose file is gone, unless another session has written the file again meanwhile."""
+        """Drop row and results of a block whose file is gone, unless another session has written the file again meanwhile."""
         with self._lock:
             if self._files.exists(block_hash):
                 return
             try:
                 self._ledger.drop_blocks([block_hash])
+                self._files.delete(block_hash)
             except StorageFailed as failure:  # a full disk must not turn a miss into a failed request
                 error.add_note(f"and its row could not be dropped: {failure}")
 

@@ -18,7 +18,8 @@ from support.stores import HEADER, digest, stored
 
 from agentmem.errors import InvalidInput
 from agentmem.stores.format import MAX_HEADER_BYTES, decode, encode
-from agentmem.stores.records import DTYPES, BlockFile, BlockHeader, BlockUnavailable, StoredBlock
+from agentmem.stores.quantise import quantise
+from agentmem.stores.records import DTYPES, ArchiveFormat, BlockFile, BlockHeader, BlockUnavailable, StoredBlock
 from agentmem.types import MissReason
 
 torch.set_num_threads(1)
@@ -57,6 +58,42 @@ def test_round_trip(dtype: str) -> None:
     k, v = read(encode(block_file(sliced, header)), header)
     assert (True, True) == (torch.equal(block.k, k), torch.equal(block.v, v))
     assert (DTYPES[dtype], header.shape) == (k.dtype, tuple(k.shape))
+
+
+@pytest.mark.parametrize("archive_format", [ArchiveFormat.INT8, ArchiveFormat.INT4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(4, 256), (33, 6), (1, 1)])
+def test_quantised_round_trip(archive_format: ArchiveFormat, dtype: str, size: tuple[int, int]) -> None:
+    """Codes and scales come back with the bits that quantising made, from any dtype, also where groups are not full."""
+    header = replace(HEADER, dtype=dtype, n_tokens=size[0], head_dim=size[1])
+    block = stored("block", header=header)
+    codes, scales = quantise(block.k, block.v, archive_format.bits)
+    data = encode(BlockFile(block.hash, header, block.k, block.v, archive_format))
+    found = decode(io.BufferedReader(io.BytesIO(data)), len(data), block.hash, header, archive_format)  # type: ignore[arg-type]
+    expected = dict(zip(("k", "v", "k_scale", "k_zero", "v_scale", "v_zero"), (*codes, *scales), strict=True))
+    assert expected.keys() == found.keys() == safetensors.torch.load(data).keys()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+
+
+def test_native_file_says_nothing_of_formats() -> None:
+    """A native file is what it was before there were other formats: the same header and K, then V, bit for bit."""
+    header = json.loads(GOOD[8:HEADER_END])
+    metadata = header.pop("__metadata__")
+    names = ["blake3", "block_hash", "dtype", "fingerprint", "first_token", "format_version"]
+    assert [*names, "head_dim", "kv_heads", "layers", "n_tokens", "rope"] == sorted(metadata)
+    half = HEADER.payload_bytes // 2
+    described = {"dtype": "F32", "shape": [2, 1, 4, 256]}
+    assert {"k": described | {"data_offsets": [0, half]}, "v": described | {"data_offsets": [half, 2 * half]}} == header
+    assert BLOCK.k.numpy().tobytes() + BLOCK.v.numpy().tobytes() == GOOD[HEADER_END:]
+
+
+def test_file_of_another_format_is_model_changed() -> None:
+    """A quantised file is not taken for a native one or one of other bits, and the detail names the formats."""
+    data = encode(BlockFile(BLOCK.hash, HEADER, BLOCK.k, BLOCK.v, ArchiveFormat.INT8))
+    for archive_format in (ArchiveFormat.NATIVE, ArchiveFormat.INT4):
+        with pytest.raises(BlockUnavailable, match=rf"archive_format 'int8' instead of '{archive_format}'") as caught:
+            decode(io.BufferedReader(io.BytesIO(data)), len(data), BLOCK.hash, HEADER, archive_format)  # type: ignore[arg-type]
+        assert MissReason.MODEL_CHANGED == caught.value.reason
 
 
 def test_file_is_plain_safetensors() -> None:
@@ -170,6 +207,7 @@ def rewritten(change: Callable[[dict[str, Any]], None]) -> bytes:
         lambda header: header["__metadata__"].pop("rope"),
         lambda header: header["__metadata__"].pop("blake3"),
         lambda header: header["__metadata__"].update(blake3=[]),
+        lambda header: header["__metadata__"].update(blake3=None),
         lambda header: header["__metadata__"].update(block_hash=None),
         lambda header: header.update(__metadata__="text"),
         lambda header: header.pop("__metadata__"),

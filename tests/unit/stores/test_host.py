@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.stores import digest
 
-from agentmem.stores.host import HostTier
+from agentmem.stores.host import HostTier, host_tensor
 from agentmem.types import BlockHash
 
 A, B, C = (digest(name) for name in "abc")
@@ -63,6 +64,25 @@ def test_wrong_books_are_found() -> None:
     put(tier, A)
     tier.bytes_used, tier.max_bytes = 1, 10
     assert ["host tier counts 1 bytes and holds 20", "host tier holds 20 bytes of 10"] == tier.check_integrity()
+
+
+def test_eviction_is_counted_and_a_drop_is_not() -> None:
+    """Blocks that leave for want of room are counted; those that are dropped or replaced are not."""
+    tier = HostTier(40)
+    for block_hash in (A, B, B, C):
+        put(tier, block_hash)
+    tier.drop(C)
+    assert 1 == tier.num_evicted
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_host_tensors_are_page_locked_with_cuda_only(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
+    """Memory is page-locked where there is CUDA; without it torch is not even asked, since locking would fail."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch, "empty", lambda shape, **options: asked.update(options, shape=shape))
+    host_tensor((2, 3), torch.bfloat16)
+    assert {"shape": (2, 3), "dtype": torch.bfloat16, "pin_memory": cuda} == asked
 
 
 @given(st.integers(0, 100), st.lists(st.tuples(st.sampled_from([A, B, C]), st.integers(0, 40), st.booleans())))

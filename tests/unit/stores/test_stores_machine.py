@@ -15,7 +15,7 @@ from support.stores import BLOCK_QUOTA, HEADER, OTHER, TENANT, digest, open_arch
 
 from agentmem import faults
 from agentmem.errors import AlreadyExists, NotFound, StorageFailed
-from agentmem.stores import BlockUnavailable
+from agentmem.stores import ArchiveFormat, BlockUnavailable, SealFiles
 from agentmem.types import BlockHash, MissReason, SessionId, TenantId, Turn
 
 torch.set_num_threads(1)
@@ -149,9 +149,36 @@ class StoresMachine(RuleBasedStateMachine):
             self.archive.load(digest_of(paths[0]))
         assert MissReason.CORRUPT == caught.value.reason
 
+    @rule(data=st.data(), worker=st.booleans(), name=st.sampled_from(["a" * 32, "b" * 32]), full=st.booleans())
+    def seal(self, data: st.DataObject, worker: bool, name: str, full: bool) -> None:
+        """Write a result beside a block, in the server or in another process, or fail to because the disk is full."""
+        paths = self.files()
+        if not paths:
+            return
+        block_hash = digest_of(data.draw(st.sampled_from(paths)))
+        files = None if worker else self.archive._files
+        seal = SealFiles(self.state / "blocks", HEADER, ArchiveFormat.NATIVE, files=files)
+        expected = {"codes": torch.arange(100, dtype=torch.uint8)}
+        there = seal.exists(block_hash, name)
+        if full:
+            faults.arm("blocks.write", "enospc", 1)
+        try:
+            seal.write(block_hash, name, expected)
+        except OSError:
+            assert full
+            assert not there
+            return
+        finally:
+            faults.disarm()
+        assert torch.equal(expected["codes"], seal.read(block_hash, name, {"codes": (torch.uint8, (None,))})["codes"])
+
     def files(self) -> list[Path]:
-        """Return all files in the blocks directory."""
-        return sorted(path for path in (self.state / "blocks").rglob("*") if path.is_file())
+        """Return all block files."""
+        return sorted(path for path in (self.state / "blocks").rglob("*") if path.is_file() and "." not in path.stem)
+
+    def results(self) -> list[Path]:
+        """Return all results' files, and whatever else there is."""
+        return [path for path in (self.state / "blocks").rglob("*") if path.is_file() and "." in path.stem]
 
     def referenced(self) -> set[str]:
         """Return the names of all blocks that the model's turns refer to."""
@@ -159,14 +186,15 @@ class StoresMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        """Compare: the ledger holds the model's turns and refs, files and rows are the same set, and the quota holds."""
+        """Compare: the ledger holds the model's turns and refs, files and rows are the same set, results have a block, the quota holds."""
         if not hasattr(self, "archive"):
             return
         self.archive.check_integrity()
         assert self.archive.stats().disk_used <= QUOTA
         hashes = set(map(digest_of, self.files()))
         assert hashes == self.ledger.block_rows(hashes)
-        assert len(hashes) == self.ledger.stats().blocks
+        assert len(hashes) == self.ledger.stats().blocks == self.archive.stats().disk_blocks
+        assert hashes >= {BlockHash(bytes.fromhex(path.name.partition(".")[0])) for path in self.results()}
         assert len(self.turns) == self.ledger.stats().sessions
         for key, turns in self.turns.items():
             assert turns == self.ledger.turns(*key)
