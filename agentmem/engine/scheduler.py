@@ -242,7 +242,8 @@ class Scheduler:
             self._queues.move_to_end(run.request.tenant)
         else:
             del self._queues[run.request.tenant]
-        run.reused[Tier.DEVICE] = self._branch(run).length
+        root = self._branch(run).root
+        run.reused[Tier.DEVICE] = 0 if root is not None and root.compact is None else self._branch(run).length
         for name in () if run.compacts else run.chain.hashes[self._branch(run).length // self.pool.block_tokens :]:
             self._flights.setdefault(name, run)
         self.restoring.add(run)

@@ -24,6 +24,7 @@ from agentmem.memory.hashing import Chain, chain_root
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
 from agentmem.memory.shape import KVShape
+from agentmem.stores.mapped import ArchiveFormat, MappedBlock
 from agentmem.stores.records import BlockUnavailable, LoadedBlock
 from agentmem.types import BlockHash, Fingerprint, MissReason, RequestId, SamplingParams, TenantId, Tier
 
@@ -94,6 +95,10 @@ class FakeArchive:
 
     def contains(self, block_hash: BlockHash) -> bool:
         return block_hash in self.blocks
+
+    def map(self, block_hash: BlockHash) -> MappedBlock:
+        block = self.load(block_hash)
+        return MappedBlock(block_hash, ArchiveFormat.NATIVE, block.k, block.v, tier=block.tier)
 
     def load(self, block_hash: BlockHash) -> LoadedBlock:
         self.loads.append(block_hash)
