@@ -78,7 +78,7 @@ async def rows(engine: Engine, run: Run, start: int, stop: int) -> tuple[Tensor,
 async def test_a_view_that_leaves_nothing_out_is_exact(
     setting: Setting, oracle: Oracle, share: float, policy: Policy, fidelity: Fidelity
 ) -> None:
-    """When all sealed tokens are resident, or all others are recalled, greedy tokens equal the full cache's: parts are disjoint and complete."""
+    """With all sealed tokens resident, or all others recalled, greedy tokens equal the full cache's: parts are disjoint and complete."""
     run = await setting.ask(share, policy, fidelity, n=24)
 
     assert oracle(LONG, 24) == ids(run)
@@ -98,7 +98,7 @@ async def test_dense_layers_attend_to_everything(setting: Setting, oracle: Oracl
 
 
 async def test_a_prompt_is_read_exactly(setting: Setting, oracle: Oracle) -> None:
-    """Prompt tokens attend to everything, so the first token is exact even when next to nothing is resident, and nothing is approximate yet."""
+    """Prompt tokens attend to everything: the first token is exact though next to nothing is resident, and nothing is approximate yet."""
     run = await setting.ask(0.1, FEW, Fidelity.COMPACT, n=1)
 
     assert oracle(LONG, 1) == ids(run)
