@@ -6,11 +6,16 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-from support.stores import HEADER, digest
+from support.stores import HEADER, digest, stored
 
 from agentmem.compression.recipe import Recipe, SealJob
+from agentmem.stores.blocks import BlockFiles
 from agentmem.stores.mapped import ArchiveFormat
+from agentmem.stores.records import BlockFile
+from agentmem.stores.seal_files import SealFiles
 from agentmem_workers.place import Place
 from agentmem_workers.port import SealWork
 
@@ -21,6 +26,17 @@ PLACE = Place(HEADER, ArchiveFormat.NATIVE, lease_seconds=30.0, max_attempts=3)
 def seal_job(name: str, **recipe: object) -> SealJob:
     """Return a job of two blocks that belong to ``name``."""
     return SealJob((digest(f"{name} 0"), digest(name)), 0, 4, Recipe(**recipe))  # type: ignore[arg-type]
+
+
+def store_blocks(state: Path, *jobs: SealJob) -> SealFiles:
+    """Write the blocks of ``jobs`` into ``state`` as an archive would, and return the files to seal them with."""
+    files = BlockFiles(state / "blocks", quarantine=state / "quarantine")
+    for job in jobs:
+        blocks = [stored(block.hex()) for block in job.blocks]
+        places = [replace(HEADER, first_token=job.start + index * HEADER.n_tokens) for index in range(len(blocks))]
+        pairs = zip(job.blocks, places, blocks, strict=True)
+        files.write_all([BlockFile(digest, place, block.k, block.v) for digest, place, block in pairs])
+    return SealFiles(files.root, HEADER, ArchiveFormat.NATIVE, files=files)
 
 
 class Work:
