@@ -6,6 +6,7 @@ Nothing is remembered beside the reports in the ledger.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ def budgets_at(policy: Policy, step: int) -> Budgets:
     """Return the budgets ``step`` steps above the policy's own."""
     factor = GROWTH**step
     keep = min(max(MOST_KEPT, policy.keep), policy.keep * factor)
-    tokens = min(MOST_RECALLED * policy.recall_tokens, round(policy.recall_tokens * factor))
+    tokens = min(MOST_RECALLED * policy.recall_tokens, math.ceil(policy.recall_tokens * factor))
     return Budgets(round(keep, 6), tokens)
 
 

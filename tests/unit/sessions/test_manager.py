@@ -9,7 +9,7 @@ from support.replica import BLOCK, MAX_CONTEXT, OTHER, TENANT, Replica, chunks_o
 
 from agentmem import faults
 from agentmem.errors import AlreadyExists, InvalidInput, NotFound, SessionBusy, StorageFailed
-from agentmem.types import Fidelity, Policy, SamplingParams, SessionFormat, ToolSpec, TurnState
+from agentmem.types import Fidelity, Policy, SessionFormat, ToolSpec, TurnState
 from agentmem.views import SessionPatch, SessionSpec
 
 CALLS: dict[str, Callable[[Replica], Awaitable[Any]]] = {
