@@ -55,8 +55,9 @@ class Sizes:
 
     def __post_init__(self) -> None:
         """Raise InvalidInput for sizes that leave nothing to measure."""
-        if self.context < 1 or self.budget < MIB:
-            raise InvalidInput(f"context is {self.context} tokens and budget {self.budget} bytes; allowed are 1 token and 1MiB or more")
+        for name, value, least in (("context", self.context, 1), ("budget", self.budget, MIB), ("most_sessions", self.most_sessions, 1)):
+            if value < least:
+                raise InvalidInput(f"{name} is {value}; allowed are {least} or more")
 
 
 @dataclass(frozen=True, slots=True)

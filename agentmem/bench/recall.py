@@ -21,8 +21,8 @@ from agentmem.bench.reference import load_text
 from agentmem.bench.report import Cell, Column, Report
 from agentmem.bench.server import ServerProcess, connected
 from agentmem.bench.settle import settled
-from agentmem.bench.texts import TextSource
 from agentmem.compression import compressors
+from agentmem.errors import InvalidInput
 from agentmem.memory.recall.port import recallers
 from agentmem.types import Fidelity, FidelityReport, Policy, Prefill, SessionFormat, TurnInput
 from agentmem_client import AsyncAgentMem, AsyncSession
@@ -72,6 +72,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         """Raise InvalidInput for a name that is not registered, or a value that a policy does not take."""
+        if not (self.methods and self.keeps):
+            raise InvalidInput("there is nothing to compare: name a recall method and a budget")
         for name in self.compressors:
             compressors.get(name)
         for name in self.methods:
@@ -113,20 +115,17 @@ class Table:
     """The table in progress: ``answers`` by row, of all contexts."""
 
     client: AsyncAgentMem
-    text: TextSource
     sizes: Sizes
     say: Say
     answers: dict[Key, list[Answer]] = field(default_factory=dict)
 
-    async def add(self, number: int) -> None:
-        """Read and seal context ``number``, then ask in forks of its session."""
-        facts = facts_of(number, self.sizes.facts)
-        self.say(f"context {number + 1}: reading")
+    async def add(self, name: str, facts: Sequence[Fact], token_ids: Sequence[int]) -> None:
+        """Read and seal a context, then ask in forks of its session."""
+        self.say(f"{name}: reading")
         async with self.client.session(format=SessionFormat.RAW, policy=Policy(Fidelity.EXACT), delete_on_exit=True) as context:
-            await context.append(TurnInput(token_ids=tuple(planted(self.text, facts, self.sizes.context))))
-            await context.end_turn()
+            await context.append(TurnInput(token_ids=tuple(token_ids)))
             await settled(context)
-            await self._fill(context, asked(facts, self.sizes.turns), f"context {number + 1}")
+            await self._fill(context, asked(facts, self.sizes.turns), name)
 
     async def _fill(self, context: AsyncSession, questions: Sequence[Fact], where: str) -> None:
         """Ask with the full cache, then for each row. A compressor's work is done once."""
@@ -160,11 +159,14 @@ async def run(options: Options, say: Say, sizes: Sizes | None = None) -> Report:
     """Fill the table, on ``options.repeat`` contexts. Raises AgentMemError when the service fails."""
     sizes = sizes or Sizes()
     machine = this_machine(options)
+    text = load_text(options)
+    facts = [facts_of(number, sizes.facts) for number in range(options.repeat)]
+    contexts = [planted(text, planting, sizes.context) for planting in facts]
     with tempfile.TemporaryDirectory(prefix="agentmem-bench-") as folder:
         async with ServerProcess(options.settings(), Path(folder)) as server, connected(server) as client:
-            table = Table(client, load_text(options), sizes, say)
-            for number in range(options.repeat):
-                await table.add(number)
+            table = Table(client, sizes, say)
+            for number, (planting, token_ids) in enumerate(zip(facts, contexts, strict=True)):
+                await table.add(f"context {number + 1}", planting, token_ids)
     rows = [_row(key, found) for key, found in table.answers.items()]
     return Report(
         name="recall",

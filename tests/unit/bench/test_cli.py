@@ -4,16 +4,20 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from support.tiny import save_model
 from typer.testing import CliRunner
 
-from agentmem.bench import cli
+from agentmem.bench import cli, density, latency, recall
 from agentmem.bench.machine import this_machine
 from agentmem.bench.options import Options, Say
+from agentmem.bench.plot import Chart, Line
 from agentmem.bench.report import Column, Report
 from agentmem.errors import InternalError
+from agentmem.types import Fidelity, Prefill
+from agentmem.units import MIB
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +32,15 @@ def ratio(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     fake = ModuleType("agentmem.bench.restart")
 
     async def run(options: Options, say: Say, sizes: object) -> Report:
-        say("measuring")
+        say(f"measuring {sizes}")
         if not measured:
             error = InternalError("the service broke")
             error.add_note("the log ends here")
             raise error
         columns, rows = (Column("a", "A"),), ({"a": options.repeat},)
         numbers = {"ratio": measured[0], "restored_share": 1.0}
-        return Report("restart", "T", "C", this_machine(options), columns, rows, numbers)
+        charts = [Chart("T", "x", "y", [Line("l", [(0, 1), (1, 2)])])]
+        return Report("restart", "T", "C", this_machine(options), columns, rows, numbers, charts=charts)
 
     fake.run = run
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
@@ -83,3 +88,96 @@ def test_every_benchmark_is_a_command() -> None:
 def test_equality_is_in_fp32_unless_told_otherwise() -> None:
     """The promise of equal tokens is for fp32, so that is what --check means by default."""
     assert "fp32" in CliRunner().invoke(cli.app, ["equality", "--help"]).output
+
+
+@pytest.mark.usefixtures("ratio")
+def test_a_benchmark_draws_what_it_found(model: str, tmp_path: Path) -> None:
+    """--plot writes the report's charts."""
+    file = tmp_path / "out.png"
+    options = Options(model, "fp32", 1, 1, tmp_path)
+    assert 0 == cli.run_benchmark("restart", options, json_file=None, check=True, plot=file)
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_that_cannot_be_drawn_costs_no_measurement(model: str, ratio: list[float], tmp_path: Path) -> None:
+    """The file is looked at before anything runs."""
+    ratio.clear()  # running would break
+    file = tmp_path / "none" / "out.png"
+    assert 2 == cli.run_benchmark("restart", Options(model), json_file=None, check=False, plot=file)
+
+
+class Asked:
+    """Takes what the command line asks for, instead of running it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name = ""
+        self.options = Options()
+        self.sizes: Any = None
+        monkeypatch.setattr(cli, "run_benchmark", self)
+
+    def __call__(self, name: str, options: Options, *, sizes: Any = lambda _: None, **_: Any) -> int:
+        self.name, self.options = name, options
+        self.sizes = sizes(__import__(f"agentmem.bench.{name}", fromlist=["Sizes"]))
+        return 0
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(monkeypatch)
+
+
+def command(*args: str) -> int:
+    return CliRunner().invoke(cli.app, list(args)).exit_code
+
+
+def test_recall_takes_a_choice_of_rows(asked: Asked) -> None:
+    """Compressors, methods, budgets and sizes reach the benchmark."""
+    args = ("--only", "keydiff, knorm", "--recall", "lsh", "--budgets", "0.05,0.25", "--recall-tokens", "64", "--context", "2000")
+    assert 0 == command("recall", *args, "--prefill", "exact")
+    expected = recall.Sizes(2000, 8, 5, 8, ("keydiff", "knorm"), ("lsh",), (0.05, 0.25), 64, 256, Prefill.EXACT)
+    assert ("recall", expected) == (asked.name, asked.sizes)
+    assert 0 == command("recall")
+    assert recall.Sizes() == asked.sizes
+
+
+def test_decode_with_a_fidelity_is_another_benchmark(asked: Asked) -> None:
+    """Without one it is timed beside HF as ever; with one, as the context grows."""
+    assert 0 == command("decode", "--threads", "2")
+    assert ("decode", 2, None) == (asked.name, asked.options.threads, asked.sizes)
+    assert 0 == command("decode", "--fidelity", "recall", "--contexts", "64,128")
+    assert ("latency", latency.Sizes((64, 128))) == (asked.name, asked.sizes)
+    assert 0 == command("decode", "--fidelity", "exact")
+    assert (Fidelity.EXACT,) == asked.sizes.fidelities
+
+
+def test_density_takes_a_budget_in_any_unit(asked: Asked) -> None:
+    """The budget is a size as settings take it, and the promise is for bf16."""
+    assert 0 == command("density", "--context", "100", "--budget", "8MiB")
+    assert (density.Sizes(100, 8 * MIB), "bf16") == (asked.sizes, asked.options.dtype)
+
+
+def test_drift_is_judged_in_fp32(asked: Asked) -> None:
+    """The reference is another implementation, so that a coarser format would be measured too."""
+    assert 0 == command("drift")
+    assert ("drift", "fp32") == (asked.name, asked.options.dtype)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("recall", "--only", "keydif"),
+        ("recall", "--recall", "best"),
+        ("recall", "--budgets", "some"),
+        ("recall", "--budgets", "0"),
+        ("recall", "--prefill", "none"),
+        ("recall", "--context", "100"),
+        ("decode", "--fidelity", "compact"),
+        ("decode", "--fidelity", "recall", "--contexts", "8,8"),
+        ("decode", "--plot", "out.png"),
+        ("density", "--budget", "much"),
+        ("drift", "--plot", "out.txt"),
+    ],
+)
+def test_a_wrong_option_ends_with_2_before_anything_runs(model: str, args: tuple[str, ...]) -> None:
+    """No model is loaded and no server started for what cannot be measured."""
+    assert 2 == command(*args, "--model", model)

@@ -52,7 +52,7 @@ def test_many_lines_differ(tmp_path: Path) -> None:
 
 def test_a_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install, before anything is measured."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InvalidInput, match=r"agentmem-kv\[bench\]"):
         check_plot(tmp_path / "out.png")
 

@@ -36,7 +36,7 @@ def test_a_stretched_model_has_the_same_weights_and_a_longer_context(options: Op
     assert one.generate([4, 5, 6], 4).token_ids == other.generate([4, 5, 6], 4).token_ids
 
 
-def test_a_config_without_a_length_is_refused(options: Options, tmp_path: Path) -> None:
+def test_a_config_without_a_length_is_refused(tmp_path: Path) -> None:
     """Where nothing says how long the model was trained, nothing can be stretched."""
     folder = save_model(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
