@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Run a worker process for a server with workers.executor=process, or look after workers and their jobs.")
 
 StateDir = Annotated[Path | None, typer.Option(help="The server's storage.state_dir; as the settings say where left out.")]
+DATABASE = "jobs.sqlite"  # as agentmem_workers.port has it, which loads torch
 SHOWN = ("queued", "running", "done", "parked", "lost")
 
 
 @app.callback(invoke_without_command=True)
 def worker(
     ctx: typer.Context,
+    config: options.Config = None,
     state_dir: StateDir = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that one job may use.")] = 1,
     once: Annotated[bool, typer.Option("--once", help="End when no job waits.")] = False,
@@ -35,8 +37,8 @@ def worker(
     json_output: options.Json = False,
 ) -> None:
     """Do seal jobs until SIGTERM or Ctrl-C; the one under way is finished first. Run as many as the machine has room for."""
+    ctx.obj = state_dir or options.settings_from(config, dict(os.environ), None, {}).storage.state_dir
     if ctx.invoked_subcommand is not None:
-        ctx.obj = state_dir
         return
     from agentmem.telemetry import setup_logging
     from agentmem_workers.command import run_worker  # loads torch
@@ -49,7 +51,7 @@ def worker(
         else:
             typer.echo(f"worker {row.id} takes jobs from {database.parent} on {row.device}")
 
-    database = _database(state_dir)
+    database = _database(ctx.obj)
     setup_logging("info", "json" if json_output else "text", prompt_text=False)
     run_worker(database.parent, threads=threads, idle_exit=0.0 if once else idle_exit, on_ready=on_ready)
 
@@ -96,17 +98,16 @@ def retry(
         typer.echo(f"{count} queued again")
 
 
-def _database(state_dir: Path | None) -> Path:
+def _database(state_dir: Path) -> Path:
     """Return the file in which workers find their jobs. Raises ConfigError where there is none: looking must not make one."""
-    folder = state_dir or options.settings_from(None, dict(os.environ), None, {}).storage.state_dir
-    database = folder / "jobs.sqlite"
+    database = state_dir / DATABASE
     if not database.is_file():
-        raise ConfigError(f"no server has asked for workers in {folder}; one with workers.executor=process does")
+        raise ConfigError(f"no server has asked for workers in {state_dir}; one with workers.executor=process does")
     return database
 
 
 @contextmanager
-def _jobs(state_dir: Path | None) -> Iterator[JobStore]:
+def _jobs(state_dir: Path) -> Iterator[JobStore]:
     from agentmem.stores.jobs import JobStore
 
     with closing(JobStore(_database(state_dir))) as store:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.sealing import PLACE, seal_job, store_blocks, until
+from support.seal_jobs import PLACE, seal_job, store_blocks, until
 
 from agentmem.compression.sealing import load_unit, run_seal_job
 from agentmem.errors import SealFailed

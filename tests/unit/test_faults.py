@@ -42,6 +42,16 @@ def test_a_counted_fault_acts_once_at_that_hit() -> None:
     faults.point("engine.step")
 
 
+def test_a_stall_outlasts_any_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The point sleeps, then goes on: time enough to kill the process in it."""
+    slept: list[float] = []
+    monkeypatch.setattr(faults.time, "sleep", slept.append)
+    faults.arm("worker.job", "stall", 1)
+    faults.point("worker.job")
+    faults.point("worker.job")
+    assert [faults.STALL_SECONDS] == slept
+
+
 def test_the_environment_arms_a_kill() -> None:
     """AGENTMEM_FAULTS kills the process with SIGKILL at the hit it names, not before."""
     code = (

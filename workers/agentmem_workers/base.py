@@ -30,6 +30,7 @@ class ThreadedExecutor(ABC):
         self._lock = threading.Lock()  # guards flights, and what subclasses start
         self._flights: dict[str, Future[None]] = {}
         self._closing = threading.Event()
+        self.num_workers = 0
 
     async def run(self, job: Callable[[], T]) -> T:
         """Run ``job`` off the event loop and return what it returns or raises."""

@@ -36,6 +36,11 @@ class Executor(Protocol):
     ``run`` and ``seal`` are for the event loop, all else for any thread.
     """
 
+    @property
+    def num_workers(self) -> int:
+        """Worker processes that were heard from in time; 0 for an executor that has none of its own kind. Costs nothing."""
+        ...
+
     async def run(self, job: Callable[[], T]) -> T:
         """Run ``job`` off the event loop and return what it returns or raises."""
         ...

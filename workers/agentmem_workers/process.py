@@ -78,16 +78,17 @@ class ProcessExecutor(ThreadedExecutor):
     def _watch(self) -> None:
         while not self._closing.is_set():
             self._wake.clear()
-            if not self._jobs:
-                self._wake.wait()
-                continue
             try:
-                self._ask()
-                self._look()
+                if self._jobs:
+                    self._ask()
+                    self._look()
                 self._reap()
             except Exception as error:  # noqa: BLE001 - this thread has to outlive whatever a disk does
                 self._complain(str(error))
-            self._closing.wait(self._poll_seconds)
+            if self._jobs:
+                self._closing.wait(self._poll_seconds)
+            else:
+                self._wake.wait(self._place.lease_seconds / 2)
 
     def _ask(self) -> None:
         """Queue the jobs that are new, but for those whose result is there."""
@@ -119,7 +120,8 @@ class ProcessExecutor(ThreadedExecutor):
         if time.monotonic() < self._next_reap:
             return
         self._next_reap = time.monotonic() + self._place.lease_seconds / 2
-        if self._store.reap(self._place.lease_seconds, self._place.max_attempts):
+        self.num_workers = self._store.reap(self._place.lease_seconds, self._place.max_attempts)
+        if self.num_workers:
             self._trouble = ""
         elif self._jobs:
             self._complain(f"no worker runs; start one with: agentmem worker --state-dir {self._store.path.parent}")

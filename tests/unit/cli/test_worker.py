@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 import agentmem_workers
+from agentmem.cli import worker
 from agentmem.errors import ConfigError
 from agentmem.stores.jobs import JobState, JobStore, WorkerRow
+from agentmem_workers.port import DATABASE
 
 Run = Callable[..., Any]
 PLACE = "a place"
@@ -68,6 +70,7 @@ def test_once_is_not_to_wait(run: Run, started: list[object], tmp_path: Path) ->
     queue_in(tmp_path / "state")
     done = run("worker", "--once", "--json")
     assert [(tmp_path / "state", {"threads": 1, "idle_exit": 0.0})] == started
+    assert DATABASE == worker.DATABASE
     assert {"id": "abc", "pid": 42, "device": "cpu"}.items() <= json.loads(done.stdout).items()
 
 
@@ -104,6 +107,15 @@ def test_ls_of_an_idle_queue_is_short(run: Run, tmp_path: Path) -> None:
     shown = run("worker", "ls").stdout
     assert "jobs: 0 queued" in shown
     assert "parked job" not in shown
+
+
+def test_the_settings_file_says_where_the_state_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AGENTMEM_CONFIG counts for a worker and for looking at workers, as it does for the server."""
+    monkeypatch.delenv("AGENTMEM_STORAGE_STATE_DIR")
+    (tmp_path / "my.toml").write_text(f'[storage]\nstate_dir = "{tmp_path}/mine"\n')
+    monkeypatch.setenv("AGENTMEM_CONFIG", str(tmp_path / "my.toml"))
+    for command in (["worker"], ["worker", "ls"]):
+        assert f"no server has asked for workers in {tmp_path}/mine" in run(*command).stderr
 
 
 def test_retry_takes_a_name_its_start_or_all(run: Run, store: JobStore) -> None:

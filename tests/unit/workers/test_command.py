@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.sealing import PLACE, seal_job, store_blocks
+from support.seal_jobs import PLACE, seal_job, store_blocks
 
 from agentmem.compression.sealing import load_unit
 from agentmem.errors import ConfigError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from support.sealing import Work, seal_job, until
+from support.seal_jobs import Work, seal_job, until
 
 from agentmem import faults
 from agentmem.errors import Draining, SealFailed

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.sealing import seal_job, store_blocks
+from support.seal_jobs import seal_job, store_blocks
 from support.stores import HEADER
 
 from agentmem.compression.sealing import load_unit

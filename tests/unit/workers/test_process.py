@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.sealing import PLACE, Work, seal_job, until
+from support.seal_jobs import PLACE, Work, seal_job, until
 
 from agentmem.errors import Draining, SealFailed
 from agentmem.stores import jobs
@@ -179,6 +179,17 @@ async def test_a_store_that_is_down_keeps_jobs_waiting_and_nobody_else(
     assert KEY == await claim(store)
     store.finish(KEY, "w")
     await call
+
+
+async def test_workers_are_counted(work: Work, tmp_path: Path) -> None:
+    """Whether there are jobs or not, the number follows who comes and goes."""
+    executor = ProcessExecutor(work.port, replace(PLACE, lease_seconds=0.05), tmp_path / DATABASE)
+    store = JobStore(tmp_path / DATABASE)
+    store.heartbeat(WORKER, 30.0)
+    await until(lambda: executor.num_workers == 1)
+    await until(lambda: executor.num_workers == 0)  # not heard of again
+    store.close()
+    executor.close()
 
 
 async def test_a_server_without_workers_says_so(executor: ProcessExecutor, caplog: pytest.LogCaptureFixture) -> None:

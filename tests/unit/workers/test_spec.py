@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from support.sealing import PLACE, seal_job
+from support.seal_jobs import PLACE, seal_job
 from support.stores import digest
 
 from agentmem.errors import ConfigError, InvalidInput

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.sealing import PLACE, Work, seal_job
+from support.seal_jobs import PLACE, Work, seal_job
 
 from agentmem import faults
 from agentmem.errors import ConfigError
