@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -83,7 +83,8 @@ class Brancher:
             updated_at=now,
             expires_at=now + ttl if ttl else 0.0,
         )
-        async with self.table.lock(record.tenant, record.id), _at_rest(source):
+        at_rest = source.background.resting() if source.background is not None else nullcontext()
+        async with self.table.lock(record.tenant, record.id), at_rest:
             turns, chain = list(source.turns[: turn + 1]), source.chain.copy(length)
             forked = self.table.new(record, turns, chain)
             forked.computed = min(length, source.computed)
@@ -147,19 +148,6 @@ class Brancher:
             if name is None:
                 raise
             return await self.table.open(source.record.tenant, name)
-
-
-@asynccontextmanager
-async def _at_rest(session: Session) -> AsyncIterator[None]:
-    """Stop the session's background work meanwhile, unless a writer has done so."""
-    if session.background is None or session.writer is not None:
-        yield
-        return
-    await session.background.pause()
-    try:
-        yield
-    finally:
-        session.background.poke()
 
 
 def _fork_branch(pool: KVPool, branch: Branch, length: int) -> Branch | None:

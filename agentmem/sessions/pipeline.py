@@ -40,12 +40,13 @@ class Pipeline:
         self._timer: asyncio.TimerHandle | None = None
         self._run: Run | None = None
         self._news = False  # poked since the last look
+        self._holders = 0
         self._closing = False
 
     @property
     def may_work(self) -> bool:
-        """Whether the session is there and nobody is writing."""
-        return not (self._closing or self.session.closed or self.session.writer is not None)
+        """Whether the session is there and nobody is writing, or looking and wants to see it at rest."""
+        return not (self._closing or self._holders or self.session.closed or self.session.writer is not None)
 
     @property
     def is_working(self) -> bool:
@@ -74,6 +75,17 @@ class Pipeline:
             self._engine.cancel(self._run)
         async with self._alone:
             pass
+
+    @asynccontextmanager
+    async def resting(self) -> AsyncIterator[None]:
+        """Keep the session as it is for somebody who looks at it and does not write."""
+        self._holders += 1
+        try:
+            await self.pause()
+            yield
+        finally:
+            self._holders -= 1
+            self.poke()
 
     async def settle(self) -> None:
         """Return when nothing is left to do."""
@@ -132,7 +144,7 @@ class Pipeline:
             log.exception("session %s: background work broke", name)
         finally:
             self._task = None
-            if self.session.writer is None:
+            if self.session.writer is None and not self._holders:
                 self._settled.set()
 
     def _wanted(self) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,6 +41,10 @@ class Background(Protocol):
 
     async def pause(self) -> None:
         """Return once nothing touches the session any more: after one step of the engine at most, or a few block files."""
+        ...
+
+    def resting(self) -> AbstractAsyncContextManager[None]:
+        """Keep the session as it is for somebody who looks at it and does not write."""
         ...
 
     async def settle(self) -> None:

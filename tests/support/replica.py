@@ -8,7 +8,7 @@ import functools
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,12 +216,16 @@ class Replica:
         return self.state / "blocks" / digest[:2] / f"{digest}.safetensors"
 
     async def check(self) -> None:
-        """Fail unless pool, archive and ledger are sound, and memory says what the ledger says."""
-        await self.core.engine.call(self.core.engine.pool.check_integrity)
-        self.core.archive.check_integrity()
-        assert [] == self.core.ledger.integrity()
-        for session in self.manager.table:
-            self._check_mirror(session)
+        """Fail unless pool, archive and ledger are sound, and memory says what the ledger says. Background work pauses meanwhile."""
+        async with AsyncExitStack() as at_rest:
+            for session in self.manager.table:
+                if session.background is not None:
+                    await at_rest.enter_async_context(session.background.resting())
+            await self.core.engine.call(self.core.engine.pool.check_integrity)
+            self.core.archive.check_integrity()
+            assert [] == self.core.ledger.integrity()
+            for session in self.manager.table:
+                self._check_mirror(session)
 
     def _check_mirror(self, session: Session) -> None:
         record = session.record

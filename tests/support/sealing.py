@@ -1,74 +1,41 @@
-"""Seal jobs that need no blocks, and what runs them while a test watches."""
+"""Sessions that are compressed: policies for tests, turns long enough to seal, and what their files are."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from support.stores import HEADER, digest, stored
+from support.replica import Answer, Replica, greedy
 
-from agentmem.compression.recipe import Recipe, SealJob
-from agentmem.stores.blocks import BlockFiles
-from agentmem.stores.mapped import ArchiveFormat
-from agentmem.stores.records import BlockFile
-from agentmem.stores.seal_files import SealFiles
-from agentmem_workers.place import Place
-from agentmem_workers.port import SealWork
+from agentmem.types import Fidelity, Policy
 
-PAUSE_SECONDS = 0.002
-PLACE = Place(HEADER, ArchiveFormat.NATIVE, lease_seconds=30.0, max_attempts=3)
+EXACT = Policy(Fidelity.EXACT, keep=0.2, recall_tokens=16, bits=64)
+RECALL = Policy(Fidelity.RECALL, keep=0.2, recall_tokens=16, bits=64)
+WEAK = Policy(Fidelity.RECALL, keep=0.2, recall_tokens=8, bits=64, objective=0.0)  # budgets stay, so that tests know them
+COMPACT = Policy(Fidelity.COMPACT, keep=0.2, recall_tokens=8, bits=64, objective=0.0)
 
 
-def seal_job(name: str, **recipe: object) -> SealJob:
-    """Return a job of two blocks that belong to ``name``."""
-    return SealJob((digest(f"{name} 0"), digest(name)), 0, 4, Recipe(**recipe))  # type: ignore[arg-type]
+async def talk(replica: Replica, turns: int, name: str = "a", *, tokens: int = 20) -> Answer:
+    """Take so many turns, each long enough for a unit of its own; return the last answer."""
+    for index in range(turns):
+        answer = await replica.ask(name, f"{index} what is there to say " * 3, tokens, ignore_eos=True)
+        await replica.settle(name)
+    return answer
 
 
-def store_blocks(state: Path, *jobs: SealJob) -> SealFiles:
-    """Write the blocks of ``jobs`` into ``state`` as an archive would, and return the files to seal them with."""
-    files = BlockFiles(state / "blocks", quarantine=state / "quarantine")
-    for job in jobs:
-        blocks = [stored(block.hex()) for block in job.blocks]
-        places = [replace(HEADER, first_token=job.start + index * HEADER.n_tokens) for index in range(len(blocks))]
-        pairs = zip(job.blocks, places, blocks, strict=True)
-        files.write_all([BlockFile(digest, place, block.k, block.v) for digest, place, block in pairs])
-    return SealFiles(files.root, HEADER, ArchiveFormat.NATIVE, files=files)
+def exact(replica: Replica, answer: Answer, name: str = "a") -> None:
+    """Fail unless ``answer`` is what transformers says greedily with a full cache after the session's tokens."""
+    count = len(answer.token_ids)
+    assert greedy_all(tuple(replica.tokens(name)[:-count]), count) == answer.token_ids
 
 
-class Work:
-    """Stands in for the computation: counts runs, remembers results, fails or waits where told to. Thread safe."""
-
-    def __init__(self) -> None:
-        self.runs: Counter[SealJob] = Counter()
-        self.results: set[SealJob] = set()
-        self.failures: dict[SealJob, Callable[[int], Exception | None]] = {}  # by the number of the run, from 1 on
-        self.gate = threading.Event()  # closed: jobs wait in it
-        self.gate.set()
-        self.entered = threading.Semaphore(0)
-        self._lock = threading.Lock()
-
-    def run(self, job: SealJob) -> None:
-        if job in self.results:
-            return
-        with self._lock:
-            self.runs[job] += 1
-            error = self.failures.get(job, lambda _: None)(self.runs[job])
-        self.entered.release()
-        assert self.gate.wait(10)
-        if error is not None:
-            raise error
-        self.results.add(job)
-
-    @property
-    def port(self) -> SealWork:
-        return SealWork(self.run, lambda job: job in self.results)
+def greedy_all(ids: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Return ``count`` greedy tokens after ``ids``, also after an end token."""
+    found: tuple[int, ...] = ()
+    while len(found) < count:
+        found += greedy(ids + found, count - len(found))
+    return found
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Return as soon as ``condition`` holds; the test's timeout is the limit."""
-    while not condition():  # noqa: ASYNC110 - threads and processes have no event for it
-        await asyncio.sleep(PAUSE_SECONDS)
+def result_files(replica: Replica) -> list[Path]:
+    """Return the files of seal jobs' results, in order of name."""
+    return sorted(path for path in (replica.state / "blocks").rglob("*.safetensors") if path.name.count(".") == 2)
