@@ -21,9 +21,9 @@ from agentmem.memory.recall.port import Found, Recallable, recallers
 from agentmem.memory.recall.ranking import Ranking
 from agentmem.memory.sealed import SealedUnit
 
-FLAT_TOKENS = 32_768  # up to here comparing all codes is as fast as an inverted file
+FLAT_TOKENS = 16_384  # comparing all codes takes 0.15 ms a KV head there; beyond, the inverted file's private copy and its making pay
 LIST_TOKENS = 256  # codes of a list of the inverted file, on average
-PROBED = 4  # one list in so many is read
+PROBED = 4  # one list in so many is read: a third of the time of comparing all, and 94% or more of what that finds (clustered keys)
 OVERSAMPLE = 2  # candidates for each token that is wanted, over the queries of a group, before doubles
 
 

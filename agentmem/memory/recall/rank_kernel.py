@@ -10,8 +10,10 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from agentmem.memory.archived_kernel import AHEAD, place_of, row_reader, toucher
+from agentmem.memory.archived_kernel import AHEAD, place_of, row_reader, toucher, wide
 from agentmem.stores.mapped import ArchiveFormat
+
+TILE = 32  # keys that are copied before they are scored
 
 
 @nb.njit(inline="always")
@@ -40,13 +42,39 @@ def rank_of(score: Any, n: int, rank: Any) -> None:  # pragma: no cover - compil
 
 
 @nb.njit
+def nth_highest(rank: Any, n: int, nth: int) -> Any:  # pragma: no cover - compiled
+    """Return the ``nth`` highest of the first ``n``, 1 for the highest: quickselect (Hoare 1961). numpy's takes seconds to compile."""
+    work = rank[:n].copy()
+    low, high, at = 0, n - 1, nth - 1
+    while low < high:
+        pivot = work[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while work[i] > pivot:
+                i += 1
+            while work[j] < pivot:
+                j -= 1
+            if i <= j:
+                work[i], work[j] = work[j], work[i]
+                i += 1
+                j -= 1
+        if at <= j:
+            high = j
+        elif at >= i:
+            low = i
+        else:
+            break
+    return work[at]
+
+
+@nb.njit
 def select(found: Any, rank: Any, n: int, limit: int, ids: Any) -> Any:  # pragma: no cover - compiled
     """Write the ``limit`` best of the ``n`` tokens ``found`` to ``ids``, in their order there; of equals the first. Return how many."""
     if n <= limit:
         for i in range(n):
             ids[i] = found[i]
         return n
-    least = np.partition(rank[:n], n - limit)[n - limit]
+    least = nth_highest(rank, n, limit)
     above = 0
     for i in range(n):
         above += rank[i] > least
@@ -67,20 +95,24 @@ def scorer(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Any:
     ``q`` fp32 ``[heads, dim]``; writes ``out`` fp32 ``[group, n or more]``.
     """
     read, touch = row_reader(format, dtype, dim, keys=True, widen=True), toucher(format, dtype, dim)
+    stored, load = wide(format, dtype)
 
     @nb.njit(fastmath=True)
     def score(source: Any, layer: int, head: int, found: Any, n: int, q: Any, out: Any) -> None:  # pragma: no cover - compiled
-        key = np.empty((1, dim), np.float32)
+        keys = np.empty((TILE, dim), stored)
         own = q[head * group : (head + 1) * group].copy()
-        for i in range(n):
-            touch(source, layer, head, found[min(i + AHEAD, n - 1)])
-            block, row = place_of(found[i], source[1])
-            read(source, layer, head, block, row, key, 0)
-            for g in range(group):
-                product = np.float32(0)
-                for d in range(dim):
-                    product += key[0, d] * own[g, d]
-                out[g, i] = product
+        for start in range(0, n, TILE):
+            size = min(TILE, n - start)
+            for j in range(size):
+                touch(source, layer, head, found[min(start + j + AHEAD, n - 1)])
+                block, row = place_of(found[start + j], source[1])
+                read(source, layer, head, block, row, keys, j)
+            for j in range(size):
+                for g in range(group):
+                    product = np.float32(0)
+                    for d in range(dim):
+                        product += load(keys[j, d]) * own[g, d]
+                    out[g, start + j] = product
 
     return score
 

@@ -39,6 +39,7 @@ class RecallState:
         if shape.device.type != "cpu" if staged is None else staged:
             pinned = shape.device.type == "cuda"
             self._host_k, self._host_v = (torch.empty(self.k.shape, dtype=shape.dtype, pin_memory=pinned) for _ in range(2))
+        self._host = list(zip(self._host_k.unbind(), self._host_v.unbind(), strict=True))
         self.counts: NDArray[np.int64] = np.zeros((shape.layers, shape.kv_heads), np.int64)
         self.bias: NDArray[np.float32] | None = None
         self._chose: NDArray[np.float32] = np.zeros((shape.layers, heads, shape.head_dim), np.float32)
@@ -71,7 +72,7 @@ class RecallState:
 
     def _search(self, layer: int, query: NDArray[np.float32]) -> None:
         found = self._recaller.find(layer, query, self.k.shape[2])
-        self._rows.gather(layer, found.ids, found.counts, self._host_k[layer], self._host_v[layer])
+        self._rows.gather(layer, found.ids, found.counts, *self._host[layer])
         if self._host_k is not self.k:
             for host, device in ((self._host_k, self.k), (self._host_v, self.v)):
                 device[layer].copy_(host[layer], non_blocking=True)

@@ -1,0 +1,95 @@
+"""Scoring, ranking and choosing candidates, and comparing queries, against what a few lines of numpy say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.archives import archived, random_kv, recallable
+
+from agentmem.memory.recall.rank_kernel import lowest_cosine, nth_highest, rank_of, scorer, select
+from agentmem.memory.recall.ranking import Ranking
+from agentmem.stores.mapped import ArchiveFormat
+
+
+@pytest.mark.parametrize("values", [[3.0], [1, 1, 1, 1], [5, 4, 3, 2, 1], [1, 2, 3, 4, 5], [2, -1, 2, 0, 2, -7, 9]])
+def test_the_nth_highest(values: list[float]) -> None:
+    """Every place, sorted or not, with equals; the input stays."""
+    given = np.array([*values, 100.0], np.float32)  # the last is beyond n
+    for nth in range(1, len(values) + 1):
+        assert sorted(values, reverse=True)[nth - 1] == nth_highest(given, len(values), nth)
+    assert [*values, 100.0] == given.tolist()
+
+
+def test_the_nth_highest_of_many() -> None:
+    """Random numbers, many of them equal."""
+    generator = np.random.default_rng(0)
+    for n in (10, 257, 1000):
+        values = generator.integers(0, n // 2, n).astype(np.float32)
+        for nth in (1, n // 3, n):
+            assert np.sort(values)[n - nth] == nth_highest(values, n, nth)
+
+
+def test_the_best_are_taken_in_order_and_of_equals_the_first() -> None:
+    """The order of the candidates stays; room beyond the best goes to the first of the equals."""
+    found, rank, ids = np.array([9, 4, 7, 2, 5], np.int32), np.array([1, 3, 2, 2, 2], np.float32), np.zeros(5, np.int32)
+    assert 3 == select(found, rank, 5, 3, ids)
+    assert [4, 7, 2] == ids[:3].tolist()
+    assert 5 == select(found, rank, 5, 8, ids)
+    assert found.tolist() == ids.tolist()
+
+
+def test_a_token_ranks_by_the_query_that_misses_it_most() -> None:
+    """A query whose scores are small gets its best token as surely as one with large scores."""
+    score = np.array([[100, 90, 80], [0.1, 0.2, 0.3]], np.float32)
+    rank = np.empty(3, np.float32)
+    rank_of(score, 3, rank)
+    np.testing.assert_allclose([0, -0.1, 0], rank, atol=1e-6)
+
+
+@pytest.mark.parametrize("format", list(ArchiveFormat))
+def test_scores_are_products_with_archived_keys(format: ArchiveFormat) -> None:
+    """Also dequantised ones, more than a tile of them, across blocks."""
+    k, v = random_kv((2, 2, 150, 32), torch.bfloat16)
+    rows = archived(k, v, format)
+    q = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)
+    found = np.random.default_rng(2).permutation(150).astype(np.int32)[:77]
+    out = np.empty((2, 80), np.float32)
+    scorer(*rows.kind, 2)(rows.k, 1, 1, found, 77, q, out)
+    expected = q[2:] @ archived(*rows_as_fp32(rows)).keys(1)[1].numpy()[found].T
+    np.testing.assert_allclose(expected, out[:, :77], rtol=2e-2, atol=0.15)  # a quantised key is not rounded to bf16 before its score
+    if format is ArchiveFormat.NATIVE:
+        np.testing.assert_allclose(expected, out[:, :77], rtol=1e-5, atol=1e-5)
+
+
+def rows_as_fp32(rows: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows of both layers in fp32."""
+    k, v = zip(*(rows.layer(layer) for layer in range(2)), strict=True)  # type: ignore[attr-defined]
+    return torch.stack(k).float(), torch.stack(v).float()
+
+
+def test_by_hand() -> None:
+    """Two queries of one KV head; doubles, residents and none among the candidates."""
+    k = torch.zeros(1, 1, 6, 32)
+    k[0, 0, :, 0] = torch.tensor([9.0, 5, 4, 3, 2, 1])
+    k[0, 0, :, 1] = torch.tensor([0.0, 1, 2, 3, 4, 5])
+    resident = np.array([[[True, False, False, False, False, False]]])
+    ranking = Ranking(recallable(k, k, resident, group=2))
+    q = np.zeros((2, 32), np.float32)
+    q[0, 0] = q[1, 1] = 1
+    everything = np.array([[3, -1, 0, 5, 3, 1, 2, 4, 5]])
+    for limit, expected in ((1, [5]), (2, [5, 1]), (4, [5, 1, 2, 4]), (9, [3, 5, 1, 2, 4])):
+        found = ranking.best(0, everything, q, limit)
+        assert [len(expected)] == found.counts.tolist()
+        assert expected == found.ids[0, : len(expected)].tolist()
+    assert 6 == ranking.host_bytes
+    assert [0] == ranking.best(0, np.array([[-1, 0, -1]]), q, 3).counts.tolist()
+
+
+def test_cosines() -> None:
+    """The lowest over the heads, whatever the lengths; a zero query has turned nowhere."""
+    a = np.array([[1, 0], [2, 0], [0, 0]], np.float32)
+    b = np.array([[3, 0], [1, 1], [5, 5]], np.float32)
+    assert pytest.approx(np.sqrt(0.5)) == lowest_cosine(a, b)
+    assert 1 == lowest_cosine(a, a)
+    assert pytest.approx(-1) == lowest_cosine(a, -a)
