@@ -150,7 +150,6 @@ async def _open(client: AsyncAgentMem, fidelity: Fidelity, passage: list[int], n
     session = client.session(format=SessionFormat.RAW, policy=Policy(fidelity, objective=0.0))
     await session.open()
     await session.append(TurnInput(token_ids=tuple(passage[number : number + sizes.context])))
-    await session.end_turn()
     await settled(session)
     return session
 

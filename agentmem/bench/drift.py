@@ -7,7 +7,6 @@ transcript. It runs in this process, because only the engine knows what a step p
 from __future__ import annotations
 
 import asyncio
-import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ from agentmem.bench.report import Cell, Column, Report
 from agentmem.bench.texts import TextSource
 from agentmem.config import load_settings
 from agentmem.errors import InvalidInput
-from agentmem.sessions.session import Session
 from agentmem.types import Fidelity, Policy, RequestId, SamplingParams, SessionFormat, TenantId, TurnInput
 from agentmem.views import SessionSpec
 
@@ -142,27 +140,19 @@ async def _talk(core: Core, name: str, script: Script, sizes: Sizes, *, reencode
     policy = Policy(Fidelity.RECALL, reencode=reencode, objective=0.0)
     await core.manager.create(TENANT, SessionSpec(name, SessionFormat.RAW, policy=policy))
     await core.manager.append(TENANT, name, TurnInput(token_ids=script.context), request_id=None)
-    await core.manager.end_turn(TENANT, name, waiting_on_tool=False, eta_seconds=0.0)
-    await _settle(core, name)
+    await core.manager.seal(TENANT, name)
     decoded = []
     for number, given in enumerate(script.inputs):
         decoded.append(await _reply(core, name, given, sizes, number))
-        await _settle(core, name)
-    session = await _settle(core, name)
+        await core.manager.seal(TENANT, name)
+    session = await core.manager.table.open(TENANT, name)
     reports = [turn.report for turn in session.turns[-sizes.turns :]]
     turns = zip(decoded, reports, strict=True)
     return Conversation(tuple(session.chain.tokens), tuple(Spoken(one, report.mean_kl if report else 0.0) for one, report in turns))
 
 
-async def _settle(core: Core, name: str) -> Session:
-    session = await core.manager.table.open(TENANT, name)
-    if session.background is not None:
-        await session.background.settle()
-    return session
-
-
 async def _reply(core: Core, name: str, given: tuple[int, ...], sizes: Sizes, number: int) -> dict[int, Tensor]:
-    """Generate turn ``number`` and return what its steps predicted."""
+    """Generate turn ``number`` and return what its steps predicted. Raises InvalidInput where all of them saw everything."""
     request = RequestId(f"turn-{number}")
     sampling = SamplingParams(sizes.temperature, seed=number, max_tokens=sizes.reply_tokens, ignore_eos=True)
     events = core.manager.generate(
@@ -172,17 +162,17 @@ async def _reply(core: Core, name: str, given: tuple[int, ...], sizes: Sizes, nu
         async for _ in events:
             pass
     session = await core.manager.table.open(TENANT, name)
-    return dict(session.replies[request].run.decoded)
+    decoded = dict(session.replies[request].run.decoded)
+    if not decoded:
+        raise InvalidInput("no step saw a compressed memory: the context is too short for anything to be sealed")
+    return decoded
 
 
 def _judge(reference: Reference, conversation: Conversation) -> list[float]:
-    """Return the mean KL(exact || decoded) of each turn, in nats; not a number for a turn of exact steps only."""
+    """Return the mean KL(exact || decoded) of each turn, in nats."""
     positions = sorted({position for turn in conversation.turns for position in turn.decoded})
     exact = dict(zip(positions, reference.log_probabilities(conversation.token_ids, positions), strict=True))
-    return [
-        statistics.fmean(kl(exact[position], decoded) for position, decoded in turn.decoded.items()) if turn.decoded else math.nan
-        for turn in conversation.turns
-    ]
+    return [statistics.fmean(kl(exact[position], decoded) for position, decoded in turn.decoded.items()) for turn in conversation.turns]
 
 
 def kl(exact: Tensor, decoded: Tensor) -> float:

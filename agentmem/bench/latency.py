@@ -86,7 +86,6 @@ class Timing:
             for start in range(length, context, PIECE):
                 await session.append(self._input(min(PIECE, context - start)))
             length = context
-            await session.end_turn()
             await settled(session)
             await self._measure(session, context)
 
