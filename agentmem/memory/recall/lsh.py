@@ -29,7 +29,7 @@ OVERSAMPLE = 2  # candidates for each token that is wanted, over the queries of 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep FAISS to the calling thread.
+    """Keep FAISS, and torch, to the calling thread: waking a second one for a tenth of a millisecond costs more than it brings.
 
     Its OpenMP is torch's once both are loaded, and the count belongs to the calling thread: what is set here torch obeys too, and the
     other way round (measured with faiss-cpu 1.15.1 and torch 2.13: after ``torch.set_num_threads(2)`` FAISS reports 2, and after
@@ -121,10 +121,10 @@ class LshRecall:
         if wanted >= self._length:
             return np.tile(np.arange(self._length), (kv_heads, 1))
         k = math.ceil(wanted)
-        product = torch.mm(torch.from_numpy(query), self._directions[layer]).numpy()
-        codes = np.packbits(product > 0, axis=-1, bitorder="little").reshape(kv_heads, group, -1)
         found = np.empty((kv_heads, group, k), np.int64)
         with one_thread():
+            product = torch.mm(torch.from_numpy(query), self._directions[layer]).numpy()
+            codes = np.packbits(product > 0, axis=-1, bitorder="little").reshape(kv_heads, group, -1)
             for head, index in enumerate(self._index[layer]):
                 found[head] = index.search(codes[head], k)
         return found.reshape(kv_heads, -1)
