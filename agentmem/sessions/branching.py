@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -83,8 +83,7 @@ class Brancher:
             updated_at=now,
             expires_at=now + ttl if ttl else 0.0,
         )
-        at_rest = source.background.resting() if source.background is not None else nullcontext()
-        async with self.table.lock(record.tenant, record.id), at_rest:
+        async with self.table.lock(record.tenant, record.id), at_rest(source):
             turns, chain = list(source.turns[: turn + 1]), source.chain.copy(length)
             forked = self.table.new(record, turns, chain)
             forked.computed = min(length, source.computed)
@@ -95,7 +94,7 @@ class Brancher:
                 forked = self.table.build(record, await self.table.off_loop(self.table.ledger.turns, record.tenant, record.id))
             # Rows of a session that is being written may be claimed and not yet filled; its fork finds the finished blocks by hash.
             elif source.writer is None and source.branch is not None:
-                forked.branch = await self.table.engine.call(_fork_branch, self.table.engine.pool, source.branch, length)
+                forked.branch = await self.table.engine.call(fork_branch, self.table.engine.pool, source.branch, length)
             forked.cut_sealed(length)
             await self.table.count_saved(forked)
             self.table.add(forked)
@@ -150,7 +149,13 @@ class Brancher:
             return await self.table.open(source.record.tenant, name)
 
 
-def _fork_branch(pool: KVPool, branch: Branch, length: int) -> Branch | None:
+def at_rest(session: Session) -> AbstractAsyncContextManager[None]:
+    """Return a context in which the session's background work stands still."""
+    return session.background.resting() if session.background is not None else nullcontext()
+
+
+def fork_branch(pool: KVPool, branch: Branch, length: int) -> Branch | None:
+    """Return a branch of its own over up to ``length`` tokens of ``branch``; None where that is away or at work. Engine thread."""
     if not branch.alive or branch.busy:
         return None
     forked = pool.fork(branch, min(length, branch.length))

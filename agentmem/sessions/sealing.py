@@ -31,7 +31,6 @@ from agentmem.types import Fidelity, FinishReason, TurnState
 from agentmem.views import ChangeKind
 
 log = logging.getLogger(__name__)
-LOST_REASON = "SEAL_BLOCKS_LOST"
 MAX_TRIES = 3  # of a seal job whose result never becomes readable
 PREFETCH_SECONDS = 2.0  # before a tool is expected to answer
 OPENED_SECONDS = 0.2  # a session that was opened for a call at once is not worth the trouble
@@ -215,7 +214,7 @@ class Sealing:
     async def _failed(self, pipeline: Pipeline, job: SealJob, error: SealFailed) -> None:
         """Blocks that are gone will be archived again; a first unit that is gone is made again; any other job is given up."""
         session = pipeline.session
-        if error.reason == LOST_REASON:
+        if error.reason != SealFailed.default_reason:  # not parked: what it reads was not there
             first = job.start // self.rules.shape.block_tokens
             lost = await self.sealer.executor.run(partial(first_lost, self.sealer.archive, job.blocks))
             if lost is None and job.anchor is not None:

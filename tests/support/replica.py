@@ -136,12 +136,12 @@ class Answer:
 class Replica:
     """A core on a state directory, with short forms of the manager's calls for one tenant."""
 
-    def __init__(self, state: Path, *, prefetches: bool = False, **overrides: object) -> None:
-        """``prefetches`` False: memory comes back when a call needs it, so that tests can tell where from."""
+    def __init__(self, state: Path, *, prefetches: bool = False, model: ModelHandle | None = None, **overrides: object) -> None:
+        """``prefetches`` False: memory comes back when a call needs it, so that tests can tell where from; ``model``: the tiny one."""
         self.state = state
         self.prefetches = prefetches
         self.overrides = overrides
-        self.open()
+        self.open(model)
 
     def open(self, model: ModelHandle | None = None) -> None:
         """Build the core; it must be closed or new."""
@@ -253,9 +253,11 @@ def replica_settings(state: Path, **overrides: object) -> Settings:
 
 
 @asynccontextmanager
-async def running(state: Path, *, prefetches: bool = False, **overrides: object) -> AsyncIterator[Replica]:
+async def running(
+    state: Path, *, prefetches: bool = False, model: ModelHandle | None = None, **overrides: object
+) -> AsyncIterator[Replica]:
     """Run a replica; at the end its books are checked."""
-    replica = Replica(state, prefetches=prefetches, **overrides)
+    replica = Replica(state, prefetches=prefetches, model=model, **overrides)
     try:
         yield replica
         await replica.check()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from support.replica import until
 
 from agentmem.errors import InternalError, NotFound, Overloaded, StaleOwner
 from agentmem.memory.hashing import Chain
@@ -273,8 +274,7 @@ async def test_what_is_wanted_later_is_wanted_then() -> None:
     session, pipeline = made(step)
     pipeline.want(30.0)
     pipeline.want(0.0)
-    while not seen:
-        await asyncio.sleep(0)
+    await until(lambda: bool(seen))
     assert [True] == seen
     pipeline.want(30.0)
     async with session.writing("Append"):

@@ -162,7 +162,7 @@ async def test_set_fidelity_swaps_at_once(replica: Replica) -> None:
 
 
 async def test_without_a_reencode_the_tail_grows(replica: Replica) -> None:
-    """With ``reencode`` off rows stay approximate: nothing beyond them is archived or compressed, and the report says that it compared nothing."""
+    """With ``reencode`` off rows stay approximate: nothing beyond them is archived or compressed, the report compares nothing."""
     await replica.create(policy=replace(WEAK, reencode=False))
     await talk(replica, 1)
     session = await replica.settle()
