@@ -154,7 +154,8 @@ def test_a_worker_that_falls_silent_loses_its_job(server: JobStore, store: JobSt
     store.fail("one", "A", "late", JobState.PARKED)
     assert (JobState.RUNNING, 2, "") == state(server)
     store.finish("one", "A")
-    store.fail("one", "B", "useless", JobState.QUEUED)
+    for name in "AB":
+        store.fail("one", name, "useless", JobState.QUEUED)
     assert (JobState.DONE, 2, "") == state(server)
 
 
@@ -293,12 +294,13 @@ def test_only_the_server_replaces_a_file_that_is_of_no_use(
     assert ["two"] == [row.key for row in open_store().jobs()]
 
 
-def test_a_removed_file_is_seen(server: JobStore, store: JobStore) -> None:
+def test_a_removed_file_is_seen(server: JobStore, store: JobStore, open_store: Open) -> None:
     """Both sides go on with the file that has the name, not with one that nobody else sees."""
     claim(store)
     server.path.unlink()
     server.enqueue(PLACE, {"two": ""})
     assert "two" == claim(store).key
+    assert ["two"] == [row.key for row in open_store().jobs()]
 
 
 def test_a_busy_file_is_refused_in_time_and_works_again(
