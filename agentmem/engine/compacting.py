@@ -14,6 +14,8 @@ from agentmem.memory.compact import CompactRows, resident_mask
 from agentmem.memory.pool import KVPool
 from agentmem.memory.sealed import SealedMemory
 from agentmem.memory.segment import Branch, Segment, spans_of
+from agentmem.memory.upload import Uploader
+from agentmem.stores.host import host_tensor
 from agentmem.stores.mapped import MappedBlock
 from agentmem.stores.records import BlockUnavailable
 from agentmem.types import MissReason, Tier
@@ -65,11 +67,13 @@ def _fill_residents(segment: Segment, sealed: SealedMemory, rows: ArchivedRows) 
     keep = torch.cat([unit.keep for unit in sealed.units], dim=2).to(torch.int32).numpy()
     layers, kv_heads, kept = keep.shape
     shape, counts = (kv_heads, kept, segment.k.shape[3]), np.full(kv_heads, kept, np.int64)
-    k, v = torch.empty(shape, dtype=segment.k.dtype), torch.empty(shape, dtype=segment.v.dtype)
+    uploader = Uploader(segment.k.device)
     for layer in range(layers):
+        k, v = host_tensor(shape, segment.k.dtype), host_tensor(shape, segment.v.dtype)
         rows.gather(layer, keep[layer], counts, k, v)
-        segment.k[layer].copy_(k)
-        segment.v[layer].copy_(v)
+        uploader.copy(segment.k[layer], k)
+        uploader.copy(segment.v[layer], v)
+    uploader.wait()
 
 
 def copy_tail(pool: KVPool, source: Branch, branch: Branch, stop: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from agentmem.memory.segment import Segment
+from agentmem.memory.upload import Uploader
 from agentmem.stores.mapped import MappedBlock
 from agentmem.stores.records import BlockUnavailable, LoadedBlock
 from agentmem.types import BlockHash, MissReason, Tier
@@ -77,6 +78,7 @@ class Restorer:
         self, names: list[BlockHash], segment: Segment, row: int, wanted: Callable[[], bool], done: Callable[[Restored], None]
     ) -> None:
         result = Restored()
+        uploader = Uploader(segment.k.device)
         try:
             for index, name in enumerate(names):
                 if not wanted():
@@ -84,7 +86,7 @@ class Restorer:
                 block = self.archive.load(name)
                 start = row + index * self.block_tokens
                 for rows, loaded in ((segment.k, block.k), (segment.v, block.v)):
-                    _fill(rows[:, :, start : start + self.block_tokens], loaded)
+                    _fill(uploader, rows[:, :, start : start + self.block_tokens], loaded)
                 result.num_blocks += 1
                 result.tokens[block.tier] = result.tokens.get(block.tier, 0) + self.block_tokens
         except BlockUnavailable as error:
@@ -92,6 +94,7 @@ class Restorer:
         except Exception as error:  # whatever broke, the tokens can be computed; the report says what it was
             log.exception("a block could not be restored")
             result.reason, result.detail = MissReason.CORRUPT, f"{type(error).__name__}: {error}"
+        uploader.wait()
         done(result)
 
     def close(self) -> None:
@@ -99,9 +102,9 @@ class Restorer:
         self._threads.shutdown(wait=True)
 
 
-def _fill(rows: Tensor, loaded: Tensor) -> None:
+def _fill(uploader: Uploader, rows: Tensor, loaded: Tensor) -> None:
     """Copy a block into its rows; raises BlockUnavailable where torch would broadcast or convert instead."""
     if rows.shape != loaded.shape or rows.dtype != loaded.dtype:
         detail = f"it holds {loaded.dtype} {tuple(loaded.shape)}, expected {rows.dtype} {tuple(rows.shape)}"
         raise BlockUnavailable(MissReason.CORRUPT, detail)
-    rows.copy_(loaded)
+    uploader.copy(rows, loaded)

@@ -61,7 +61,8 @@ class EngineRequest:
     ``fidelity`` EXACT, RECALL or COMPACT; the last two attend to ``memory`` (nothing sealed: to everything) under ``policy``. A
     ``background`` request takes part only in steps that nobody else needs, evicts nobody, and is refused (CANCELLED) when memory is short.
     Without sampling it may also ``reencode``: compute approximate K and V again under full attention, and compare the predictions with
-    ``decoded`` (see ``Run.decoded``); and ``observe`` ranges of positions through ``observer``.
+    ``decoded`` (see ``Run.decoded``). ``observer`` sees the positions ``observe``, ascending: of a background request's tokens also those
+    that stand already, of any other's those from the first of ``observe`` on, which are computed whoever else may have them.
     """
 
     request_id: RequestId
@@ -166,6 +167,15 @@ class Run:
     def pending(self) -> list[int]:
         """Tokens whose K and V are still to be computed."""
         return self.chain.tokens[self.branch.length if self.branch else 0 :]
+
+    @property
+    def reusable(self) -> int:
+        """Leading tokens whose K and V may be taken from wherever they are: all but those that must go through the model."""
+        if self.request.sampling is not None:
+            return len(self.chain) - 1
+        if self.request.observe and not self.request.background:
+            return self.request.observe[0].start
+        return len(self.chain)
 
     @property
     def compacts(self) -> bool:

@@ -24,6 +24,7 @@ class Runner:
         self.model: Any = model  # transformers decorates what it calls without types
         self.model.set_attn_implementation(attention_seam.NAME)
         self.heads = _heads(self.model)
+        self.windows = _windows(self.model)
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> Tensor:
@@ -50,6 +51,14 @@ class Runner:
         chunks = [token_ids[:half], *([token_id] for token_id in token_ids[half:])]
         steps = [Work(branch, chunk, range(len(chunk))) for chunk in chunks if chunk]
         return torch.cat([self.forward(build_batch(pool, [work], shape.device)) for work in steps])
+
+
+def _windows(model: Any) -> tuple[int, ...]:  # noqa: ANN401 - see Runner.model
+    """Return how many tokens each layer's sliding window lets a query see, itself included; 0: all."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _heads(model: Any) -> Heads:  # noqa: ANN401 - see Runner.model

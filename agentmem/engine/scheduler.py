@@ -188,7 +188,7 @@ class Scheduler:
         if run.branch is not None and run.branch.covers:  # only some of its rows are here, and all are asked for
             self.pool.release(run.branch)
             run.branch = None
-        usable = len(run.chain) - 1 if run.request.sampling is not None else len(run.chain)
+        usable = run.reusable
         own = run.branch.length if run.branch is not None else 0
         first = own // self.pool.block_tokens
         if first < len(run.chain.hashes) and (run.branch is None or self.pool.holds(run.chain.hashes[first])):
@@ -212,9 +212,8 @@ class Scheduler:
         if root is None or root.compact is None or run.memory is None or not run.memory.is_same(root.compact.sealed):
             run.source, run.branch = branch, None
             return
-        usable = len(run.chain) - 1 if run.request.sampling is not None else len(run.chain)
-        if branch.length > usable:
-            self.pool.truncate(branch, usable)
+        if branch.length > run.reusable:
+            self.pool.truncate(branch, run.reusable)
 
     def _flight_of(self, run: Run) -> Run | None:
         if run.compacts:
@@ -294,6 +293,9 @@ class Scheduler:
 
     def _work(self, run: Run, count: int) -> Work:
         start = self._branch(run).length
+        observed = bool(run.request.observe) and start >= run.reusable
+        if run.request.observe and not observed:
+            count = min(count, run.reusable - start)
         last = start + count == len(run.chain) and run.request.sampling is not None
         expect = len(run.chain) - start + 1 if count > 1 else 0
         return Work(
@@ -304,6 +306,7 @@ class Scheduler:
             compact=run.compacts and (run.by_token or start >= run.prompt_length),
             recall=run.recall,
             dense_layers=run.request.policy.dense_layers if run.recall is not None else 0,
+            observer=run.request.observer if observed else None,
         )
 
     def _plan_background(self) -> list[tuple[Run, Work]]:

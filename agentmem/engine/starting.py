@@ -50,7 +50,7 @@ class Starter:
             self._compact_or_begin(run)
             return
         size = self.pool.block_tokens
-        usable = (run.prompt_length - (run.request.sampling is not None)) // size
+        usable = run.reusable // size
         first = branch.length // size
         names = run.chain.hashes[first:usable]
         aligned = branch.length % size == 0
@@ -119,9 +119,8 @@ class Starter:
             return
         root.compact = result.rows
         if run.source is not None:
-            usable = len(run.chain) - (run.request.sampling is not None)
             first = branch.length
-            copy_tail(self.pool, run.source, branch, usable)
+            copy_tail(self.pool, run.source, branch, run.reusable)
             run.reused[Tier.DEVICE] += branch.length - first
             self.pool.release(run.source)
             run.source = None
