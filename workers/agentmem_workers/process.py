@@ -43,7 +43,8 @@ class ProcessExecutor(ThreadedExecutor):
             self._store.announce(self._place_text)
         except StorageFailed as error:
             self._complain(error.message)
-        self._watcher = threading.Thread(target=self._watch, name="seal-watch")
+        # A daemon: a replica that fails to start and never closes this executor can end all the same.
+        self._watcher = threading.Thread(target=self._watch, name="seal-watch", daemon=True)
         self._watcher.start()
 
     def parked(self) -> list[ParkedJob]:
