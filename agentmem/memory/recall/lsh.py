@@ -21,10 +21,12 @@ from agentmem.memory.recall.port import Found, Recallable, recallers
 from agentmem.memory.recall.ranking import Ranking
 from agentmem.memory.sealed import SealedUnit
 
-FLAT_TOKENS = 16_384  # comparing all codes takes 0.15 ms a KV head there; beyond, the inverted file's private copy and its making pay
-LIST_TOKENS = 256  # codes of a list of the inverted file, on average
-PROBED = 4  # one list in so many is read: a third of the time of comparing all, and 94% or more of what that finds (clustered keys)
-OVERSAMPLE = 2  # candidates for each token that is wanted, over the queries of a group, before doubles
+FLAT_TOKENS = 32_768  # up to here all codes are compared: 0.25 ms a KV head at most
+LIST_TOKENS = 128  # codes of a list of the inverted file, on average
+PROBED = 4  # one list in so many is read: less than half the time; of clustered keys it finds all, of a real model's nine in ten
+# Candidates for each token that is wanted, over the queries of a group, before doubles. SmolLM2 over 4,000 tokens of code, 256 wanted:
+# the choice holds 96.5% of the attention that the oracle's holds with 2, 98.2% with 4, 99.3% with 6.
+OVERSAMPLE = 4
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def test_one_head_that_turns_away_is_enough() -> None:
     state, _ = state_of(recaller, stride=64)
     step(state)
     turning = QUERY.copy()
-    turning[2, : DIM // 8] = -1  # cosine 0.75
+    turning[2, :5] = -1  # cosine 0.375
     step(state, 3 * QUERY)  # length does not matter
     assert 0 == state.turned_away
     step(state, turning)
@@ -110,7 +110,7 @@ def test_a_slow_turn_is_noticed() -> None:
     state, _ = state_of(recaller, stride=64)
     state.begin_step()
     query = np.zeros((HEADS, DIM), np.float32)
-    for degrees in range(0, 45, 5):
+    for degrees in range(0, 70, 5):
         query[:, 0], query[:, 1] = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         state.refresh(0, query)
         state.begin_step()
