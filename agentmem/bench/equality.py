@@ -45,14 +45,14 @@ CAPTION = (
 
 # Session number modulo 4: of four, one does neither, one each, one both.
 SWITCHING = (0, 2)  # every other turn under RECALL
-WAITING = (0, 3)  # for sealing, after each turn
+WAITING = (0, 1)  # for sealing, after each turn
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Sessions, turns of each, and tokens: of the system prompt, of a message, of a reply, and of KV that the device holds."""
 
-    sessions: int = 4
+    sessions: int = 5
     turns: int = 5
     system_tokens: int = 320
     message_tokens: int = 160
@@ -195,7 +195,7 @@ async def run(options: Options, say: Say, sizes: Sizes | None = None) -> Report:
 
 
 async def _perform(play: Play, server: ServerProcess, say: Say) -> None:
-    """Play the script: a fork before the middle, a rollback and SIGKILL after it."""
+    """Play the script: a fork before the middle, a rollback after it, and SIGKILL where approximate K and V may not be exact again."""
     await play.open()
     middle = (play.sizes.turns + 1) // 2
     for turn in range(1, play.sizes.turns + 1):
@@ -205,7 +205,7 @@ async def _perform(play: Play, server: ServerProcess, say: Say) -> None:
             await play.fork("session-1", "fork")
         if turn == middle:
             await play.rollback("session-2")
-            await play.speak(f"{turn}: again after rollback", ["session-2"])
+            await play.speak(f"{turn}: again after rollback", ["session-2"], recall=True)
             say("SIGKILL and restart")
             await server.kill()
             await server.start()
