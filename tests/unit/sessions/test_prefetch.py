@@ -15,7 +15,7 @@ from agentmem.types import Policy
 
 @pytest.fixture
 async def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
-    """A replica that fetches ahead, without waiting to see whether a call comes at once."""
+    """Run a replica that fetches ahead, without waiting to see whether a call comes at once."""
     monkeypatch.setattr(sealing, "OPENED_SECONDS", 0.0)
     async with running(tmp_path, prefetches=True) as made:
         yield made

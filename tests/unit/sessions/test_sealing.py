@@ -9,7 +9,7 @@ import pytest
 from support.replica import BLOCK, TENANT, Answer, Replica, running, user
 from support.sealing import COMPACT, EXACT, RECALL, WEAK, exact, result_files, talk
 
-from agentmem.types import Fidelity, Policy, SessionFormat, TurnInput, TurnState
+from agentmem.types import Fidelity, MissReason, Policy, SessionFormat, TurnInput, TurnState
 from agentmem.views import ChangeKind, SealState, SessionPatch
 
 
@@ -327,3 +327,21 @@ async def test_a_policy_changed_during_a_reply_applies_from_the_next(replica: Re
     exact(replica, answer)
     await replica.settle()
     assert Fidelity.COMPACT == (await replica.ask("a", "next")).finish.fidelity
+
+
+async def test_an_archive_at_lower_precision_serves_recall_and_no_exact_reply(tmp_path: Path) -> None:
+    """RECALL reads it and says so in its report; EXACT computes anew what the archive cannot give back, and is exact."""
+    async with running(tmp_path, storage__archive_format="int4") as replica:
+        await replica.create(policy=WEAK)
+        await talk(replica, 2)
+        await replica.restart()
+        await replica.manager.get(TENANT, "a")
+        await replica.settle()
+        await replica.ask("a", "weak", 12, ignore_eos=True)
+        report = (await replica.settle()).turns[-1].report
+        assert report is not None
+        assert "int4 archive" == report.reference
+        answer = await replica.ask("a", "exact", 12, ignore_eos=True, fidelity=Fidelity.EXACT)
+        assert MissReason.QUANTISED == answer.start.reuse.reason
+        assert 0 == answer.start.reuse.disk
+        exact(replica, answer)

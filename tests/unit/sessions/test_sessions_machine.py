@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.replica import END, EOS, PROMPT, TENANT, Replica, encode, greedy, rendered, user
 
 from agentmem.errors import AlreadyExists
-from agentmem.types import Message, TurnInput
+from agentmem.types import Fidelity, Message, TurnInput
 from agentmem.views import SessionPatch
 
 NAMES = st.sampled_from("abc")
@@ -118,6 +118,25 @@ class SessionsMachine(RuleBasedStateMachine):
         assert sum(len(turn.ids) for turn in expected) - len(reply) == answer.start.context_tokens
         expected[-1] = replace(expected[-1], messages=(*expected[-1].messages, answer.finish.message))
         self.sessions[answer.start.session_id] = expected
+
+    @precondition(lambda self: self.sessions)
+    @rule(number=PICK, text=TEXT, max_tokens=st.integers(1, 40), fidelity=st.sampled_from([Fidelity.RECALL, Fidelity.COMPACT]))
+    def approximate(self, number: int, text: str, max_tokens: int, fidelity: Fidelity) -> None:
+        """Generate under an approximate view: what it says is its own affair, that it stays in the history is not."""
+        name, given = self.pick(number), user(self.unique(text))
+        *before, last = self.say(self.sessions[name], given.messages, 1)
+        answer = self.run(self.replica.ask(name, given, max_tokens, fidelity=fidelity))
+        assert fidelity == answer.finish.fidelity
+        said = replace(last, ids=last.ids[:-1] + answer.token_ids, messages=(*last.messages, answer.finish.message))
+        self.sessions[name] = [*before, said]
+
+    @precondition(lambda self: self.sessions)
+    @rule(number=PICK)
+    def settle(self, number: int) -> None:
+        """Let background work reach its end: nothing approximate is left."""
+        name = self.pick(number)
+        self.run(self.replica.manager.get(TENANT, name))
+        assert self.run(self.replica.settle(name)).info().exact
 
     @precondition(lambda self: self.sessions)
     @rule(number=PICK, keep=PICK, text=TEXT)
