@@ -37,12 +37,13 @@ class ChatContext:
 class Chat:
     """One model's tokenizer and chat template. Immutable after construction and thread safe.
 
-    ``eos_token_ids``: the ids that end a reply, the tokenizer's own included.
+    ``eos_token_ids``: the ids that end a reply, the tokenizer's own included. ``special_token_ids``: those that are no text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int] = ()) -> None:
         own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.eos_token_ids = frozenset((*eos_token_ids, *own))
+        self.special_token_ids = frozenset(tokenizer.all_special_ids) | self.eos_token_ids
         self._tokenizer = tokenizer
         self._markup = Markup(tokenizer)
         self._template = Template(tokenizer, self._markup) if tokenizer.chat_template is not None else None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from agentmem.engine.background import is_complete
-from agentmem.engine.compacting import Compacted, Heads, copy_tail, load_compact
+from agentmem.engine.compacting import Compacted, Heads, copy_tail, load_compact, make_recaller
 from agentmem.engine.restore import Restored, Restorer
 from agentmem.engine.run import Run, RunState, branch_of
 from agentmem.engine.scheduler import Scheduler
@@ -99,7 +99,7 @@ class Starter:
         def work() -> Compacted:
             if compact is None or method is None:
                 return load_compact(archive, memory, root, heads, method)
-            compact.recaller(method)
+            make_recaller(compact, method, root)
             return Compacted(compact, {}, memory)
 
         self.restorer.run(work, lambda result: self._post(lambda: self._compacted(run, root, result)))

@@ -17,10 +17,13 @@ from agentmem.types import BlockHash, Fidelity, TenantId, Tier, Turn, TurnState
 from agentmem.views import PrefixInfo, SealState, ServerStats, TurnInfo
 
 
-def turn_infos(session: Session, rows: Sequence[tuple[int, BlockHash, int]], sealing: Sealing) -> list[TurnInfo]:
+def turn_infos(
+    session: Session, rows: Sequence[tuple[int, BlockHash, int]], sealing: Sealing, attention: Sequence[float] = ()
+) -> list[TurnInfo]:
     """Return the session's turns with their blocks; ``rows`` are (turn, block, bytes) as the ledger has them.
 
-    A block counts for the turn that completes it, so the first turns of a session may have none.
+    A block counts for the turn that completes it, so the first turns of a session may have none. ``attention``: the shares of the first
+    turns, as far as they were measured.
     """
     size, end, infos = session.chain.block_tokens, 0, []
     kept, jobs = _kept_before(session), sealing.jobs(session)
@@ -39,6 +42,7 @@ def turn_infos(session: Session, rows: Sequence[tuple[int, BlockHash, int]], sea
                 resident_tokens=round(resident),
                 kept=(kept(end) - kept(start)) / (end - start) if end > start else 1.0,
                 device_bytes=round(resident * session.row_bytes),
+                attention=attention[turn.index] if turn.index < len(attention) else None,
                 sealed=_seal_state(session, turn, range(start, end), jobs, sealing),
             )
         )

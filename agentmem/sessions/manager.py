@@ -16,6 +16,7 @@ from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.generation import Asked, Generator
 from agentmem.sessions.inputs import check_input, digest_of
+from agentmem.sessions.recollection import Recollection
 from agentmem.sessions.reports import FULL_CACHE, report_of
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.sealing import Sealing
@@ -41,6 +42,7 @@ from agentmem.views import (
     ChangeKind,
     DeleteReport,
     PrefixInfo,
+    RecalledSpan,
     ServerStats,
     SessionChange,
     SessionInfo,
@@ -67,6 +69,7 @@ class SessionManager:
         self.engine: Engine = generator.engine
         self.ledger = table.ledger
         self.brancher = Brancher(table, sealing.sealer, archive)
+        self.recollection = Recollection(generator.engine, archive, generator.chat, generator.limits)
 
     # -- create, read, update, delete ---------------------------------------------------------------------------------
 
@@ -320,11 +323,21 @@ class SessionManager:
     # -- looking inside -----------------------------------------------------------------------------------------------
 
     async def inspect(self, tenant: TenantId, session_id: str, *, attention: bool = False) -> tuple[SessionInfo, builtins.list[TurnInfo]]:
-        """Return a session with its turns, where their blocks are and how far they are sealed."""
+        """Return a session with its turns, where their blocks are and how far they are sealed.
+
+        With ``attention`` also what share of the last tokens' attention goes to each turn, sinks left out (``Recollection.attention``).
+        """
         info = await self.get(tenant, session_id)
         session = await self.table.open(tenant, session_id)
+        shares = await self._finish(self.recollection.attention(session)) if attention else []
         rows = await self.table.off_loop(self.ledger.session_blocks, tenant, session.record.id)
-        return info, insight.turn_infos(session, rows, self.sealing)
+        return info, insight.turn_infos(session, rows, self.sealing, shares)
+
+    async def recall(self, tenant: TenantId, session_id: str, text: str, k: int) -> builtins.list[RecalledSpan]:
+        """Return up to ``k`` spans of the session that ``text`` attends to, the heaviest first. The session stays as it is."""
+        session = await self.table.open(tenant, session_id)
+        self.generator.refuse_when_draining()
+        return await self._finish(self.recollection.recall(session, text, k))
 
     def stats(self) -> ServerStats:
         """Return the replica's numbers. Reads the ledger's counts: cheap, but call it off hot paths."""

@@ -7,7 +7,7 @@ import torch
 from support.replica import END, START, byte_tokenizer, encode
 
 from agentmem.chat import Chat
-from agentmem.sessions.spans import MAX_TOKENS, Memory, spans_of
+from agentmem.sessions.spans import MAX_TOKENS, MAX_WORD, Memory, spans_of
 from agentmem.views import RecalledSpan
 
 
@@ -63,7 +63,7 @@ def test_no_token_is_in_two_spans() -> None:
 
     assert len(taken) == len(set(taken))
     assert 1.0 >= sum(span.weight for span in spans) - 1e-6
-    assert max(span.n_tokens for span in spans) <= MAX_TOKENS + 8
+    assert max(span.n_tokens for span in spans) <= MAX_TOKENS + 2 * MAX_WORD
 
 
 def test_what_is_not_text_is_left_out() -> None:
