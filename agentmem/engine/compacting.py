@@ -12,8 +12,10 @@ from agentmem.engine.restore import Archive
 from agentmem.memory.archived import ArchivedRows
 from agentmem.memory.compact import CompactRows, resident_mask
 from agentmem.memory.pool import KVPool
+from agentmem.memory.recall.state import RecallState
 from agentmem.memory.sealed import SealedMemory
 from agentmem.memory.segment import Branch, Segment, spans_of
+from agentmem.memory.shape import KVShape
 from agentmem.memory.upload import Uploader
 from agentmem.stores.host import host_tensor
 from agentmem.stores.mapped import MappedBlock
@@ -56,11 +58,23 @@ def load_compact(archive: Archive, sealed: SealedMemory, segment: Segment, heads
             return Compacted(None, {}, usable, error.reason, error.detail)
     rows = ArchivedRows(mapped, sealed.length, segment.k.dtype)
     _fill_residents(segment, sealed, rows)
+    rows.layer(0)  # compiled here, on first use in a process, rather than in a step
     compact = CompactRows(sealed, rows, resident_mask(sealed), heads.group, heads.scale)
     if method is not None:
-        compact.recaller(method)
+        make_recaller(compact, method, segment)
     tiers = Counter(block.tier for block in mapped)
     return Compacted(compact, {tier: count * size for tier, count in tiers.items()}, sealed)
+
+
+def make_recaller(compact: CompactRows, method: str, segment: Segment) -> None:
+    """Build a recaller and have it search twice, so that what it compiles and pages in costs the loader's thread and no step."""
+    layers, kv_heads, _, dim = segment.k.shape
+    shape = KVShape(layers, kv_heads, dim, segment.k.dtype, segment.k.device)
+    heads = compact.group * kv_heads
+    state = RecallState(compact.recaller(method), compact.rows, shape, heads, limit=1, stride=2)
+    for _ in range(2):
+        state.begin_step()
+        state.refresh(0, np.ones((heads, dim), np.float32))
 
 
 def _fill_residents(segment: Segment, sealed: SealedMemory, rows: ArchivedRows) -> None:
