@@ -16,6 +16,7 @@ from agentmem.views import RecalledSpan
 SMOOTH_TOKENS = 8  # peaks are those of the mean over so many tokens
 MAX_TOKENS = 24  # of a span, before it is extended to whole words
 MAX_WORD = 16  # tokens; what has no end within so many is not split into words
+SPARE = 16  # spans beyond those asked for that are looked at: a lower peak may be broader
 EDGE = 0.5  # a span reaches as far as the smoothed weight is above this share of its peak
 
 
@@ -28,14 +29,14 @@ class Memory:
 
 
 def spans_of(memory: Memory, weights: Tensor, chat: Chat, k: int) -> list[RecalledSpan]:
-    """Return up to ``k`` spans with the highest peaks of ``weights``, fp32 ``[tokens]``, the heaviest first; a span's weight is its sum.
+    """Return the ``k`` heaviest of the spans around the highest peaks of ``weights``, fp32 ``[tokens]``; a span's weight is its sum.
 
     No token is in two spans, and no span reaches beyond a turn or over a special token. Spans without visible text are left out.
     """
     ends = list(accumulate(memory.turn_lengths))
     taken = torch.tensor([token in chat.special_token_ids for token in memory.tokens], dtype=torch.bool)
     found: list[RecalledSpan] = []
-    while len(found) < k:
+    while len(found) < k + SPARE:
         level = _smooth(weights.masked_fill(taken, 0.0)).masked_fill(taken, 0.0)
         peak = int(level.argmax())
         if level[peak] <= 0:
@@ -47,7 +48,7 @@ def spans_of(memory: Memory, weights: Tensor, chat: Chat, k: int) -> list[Recall
         if text.strip():
             weight = float(weights[span.start : span.stop].sum())
             found.append(RecalledSpan(turn, span.start, len(span), text.strip(), min(1.0, weight)))
-    return sorted(found, key=lambda span: -span.weight)
+    return sorted(found, key=lambda span: -span.weight)[:k]
 
 
 def _smooth(weights: Tensor) -> Tensor:
