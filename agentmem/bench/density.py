@@ -124,13 +124,14 @@ async def _fill(options: Options, fidelity: Fidelity, sizes: Sizes, say: Say) ->
     with tempfile.TemporaryDirectory(prefix="agentmem-bench-") as folder:
         async with ServerProcess(settings, Path(folder)) as server, connected(server) as client:
             say(f"{fidelity}: warming up")
-            await (await _open(client, fidelity, passage, 0, sizes)).delete()
+            await (await _open(client, fidelity, text, passage[: sizes.context], sizes)).delete()
             before = after = Memory.of(await client.stats(), server.pid)
             spills = (await client.stats()).spills
             sessions: list[AsyncSession] = []
             while len(sessions) < sizes.most_sessions:
                 say(f"{fidelity}: opening session {len(sessions) + 1}")
-                session = await _open(client, fidelity, passage, len(sessions) + 1, sizes)
+                start = len(sessions) + 1  # no two sessions begin alike, so that they share no block
+                session = await _open(client, fidelity, text, passage[start : start + sizes.context], sizes)
                 stats = await client.stats()
                 if stats.spills > spills:
                     await session.delete()
@@ -145,13 +146,22 @@ async def _fill(options: Options, fidelity: Fidelity, sizes: Sizes, say: Say) ->
     return Filled(fidelity, before, after, len(sessions), answered, spilled)
 
 
-async def _open(client: AsyncAgentMem, fidelity: Fidelity, passage: list[int], number: int, sizes: Sizes) -> AsyncSession:
-    """Return a sealed session that reads ``passage`` from its token ``number`` on: no two begin alike, so that they share no block."""
+async def _open(client: AsyncAgentMem, fidelity: Fidelity, text: TextSource, token_ids: list[int], sizes: Sizes) -> AsyncSession:
+    """Return a sealed session that has read ``token_ids`` and replied once."""
     session = client.session(format=SessionFormat.RAW, policy=Policy(fidelity, objective=0.0))
     await session.open()
-    await session.append(TurnInput(token_ids=tuple(passage[number : number + sizes.context])))
+    await session.append(TurnInput(token_ids=tuple(token_ids)))
+    await settled(session)
+    await _reply(session, text, sizes)  # what a session searches is made when it first replies
     await settled(session)
     return session
+
+
+async def _reply(session: AsyncSession, text: TextSource, sizes: Sizes) -> bool:
+    """Let ``session`` take a turn; return whether its reply has the length that was asked for."""
+    given = TurnInput(token_ids=tuple(text.token_ids(sizes.input_tokens)))
+    finish = await session.generate_text(given, greedy(sizes.reply_tokens))
+    return finish.usage.output_tokens == sizes.reply_tokens
 
 
 async def _answer(sessions: Sequence[AsyncSession], text: TextSource, sizes: Sizes, tell: Callable[[int], None]) -> int:
@@ -159,9 +169,7 @@ async def _answer(sessions: Sequence[AsyncSession], text: TextSource, sizes: Siz
     answered = 0
     for number, session in enumerate(sessions):
         tell(number + 1)
-        given = TurnInput(token_ids=tuple(text.token_ids(sizes.input_tokens)))
-        finish = await session.generate_text(given, greedy(sizes.reply_tokens))
-        answered += finish.usage.output_tokens == sizes.reply_tokens
+        answered += await _reply(session, text, sizes)
     return answered
 
 

@@ -42,7 +42,7 @@ COLUMNS = (
 )
 CAPTION = (
     "{context} tokens of context, then {turns} turns of {input_tokens} tokens of input and {reply_tokens} sampled tokens (temperature"
-    " {temperature}) under RECALL (default policy, fixed budgets), the same text and seeds with re-encode and without. KL(exact || decoded)"
+    " {temperature}) under RECALL of up to {recall_tokens} tokens, the same text and seeds with re-encode and without. KL(exact || decoded)"
     " in nats: exact is one forward of HF's model over the whole transcript, in {dtype}; as reported: the service's own fidelity report."
     " Means over {repeat} conversations."
 )
@@ -50,12 +50,13 @@ CAPTION = (
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Turns, and tokens of the context, of a turn's input and of its reply."""
+    """Turns, and tokens of the context, of a turn's input, of its reply and of recall."""
 
     turns: int = AFTER
     context: int = 2000
     input_tokens: int = 40
     reply_tokens: int = 48
+    recall_tokens: int = 256
     temperature: float = 0.7
 
     def __post_init__(self) -> None:
@@ -137,7 +138,7 @@ async def _converse(options: Options, scripts: Sequence[Script], sizes: Sizes, s
 
 async def _talk(core: Core, name: str, script: Script, sizes: Sizes, *, reencode: bool) -> Conversation:
     """Hold one conversation; between its turns, wait until all background work on the session is done."""
-    policy = Policy(Fidelity.RECALL, reencode=reencode, objective=0.0)
+    policy = Policy(Fidelity.RECALL, recall_tokens=sizes.recall_tokens, reencode=reencode, objective=0.0)
     await core.manager.create(TENANT, SessionSpec(name, SessionFormat.RAW, policy=policy))
     await core.manager.append(TENANT, name, TurnInput(token_ids=script.context), request_id=None)
     await core.manager.seal(TENANT, name)

@@ -62,7 +62,7 @@ class Sizes:
     context: int = 3000
     facts: int = len(PLACES)
     turns: int = 5
-    reply_tokens: int = 8
+    reply_tokens: int = 6  # the code, to the end of its line
     compressors: tuple[str, ...] = ()
     methods: tuple[str, ...] = METHODS
     keeps: tuple[float, ...] = (0.1,)

@@ -134,7 +134,7 @@ def test_recall_takes_a_choice_of_rows(asked: Asked) -> None:
     """Compressors, methods, budgets and sizes reach the benchmark."""
     args = ("--only", "keydiff, knorm", "--recall", "lsh", "--budgets", "0.05,0.25", "--recall-tokens", "64", "--context", "2000")
     assert 0 == command("recall", *args, "--prefill", "exact")
-    expected = recall.Sizes(2000, 8, 5, 8, ("keydiff", "knorm"), ("lsh",), (0.05, 0.25), 64, 256, Prefill.EXACT)
+    expected = recall.Sizes(2000, 8, 5, 6, ("keydiff", "knorm"), ("lsh",), (0.05, 0.25), 64, 256, Prefill.EXACT)
     assert ("recall", expected) == (asked.name, asked.sizes)
     assert 0 == command("recall")
     assert recall.Sizes() == asked.sizes
