@@ -36,10 +36,11 @@ COLUMNS = (
     Column("spills", "spilled"),
 )
 CAPTION = (
-    "Sessions of {context} tokens, each with its own text, on a server whose device budget is {budget_text}. device and index: as the"
-    " server counts them, per session; private: their sum, the archive being on disk. process: growth of the server's anonymous memory per"
-    " session, and of its USS, which also counts pages of the mapped archive that the system can take back at any time. fit: sessions"
-    " opened one after the other until the next took another's memory; answer: of these, how many then replied; spilled: meanwhile."
+    "Sessions of {context} tokens, each with its own text, on a server whose device budget is {budget_text}. Bytes are per session, over the"
+    " second half of those that fit. device and index: as the server counts them; private: their sum, the archive being on disk. process:"
+    " growth of the server's anonymous memory, and of its USS, which also counts pages of the mapped archive that the system can take back"
+    " at any time. fit: sessions opened one after the other until the next took another's memory; answer: of these, how many then replied"
+    " once more; spilled: meanwhile."
 )
 
 
@@ -78,18 +79,25 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A server filled with sessions. ``before`` the first of them and ``after`` the last that fits."""
+    """A server filled with sessions. ``marks``: memory before the first of them, and after each that fits."""
 
     fidelity: Fidelity
-    before: Memory
-    after: Memory
-    sessions: int
+    marks: Sequence[Memory]
     answered: int
     spills: int
 
+    @property
+    def sessions(self) -> int:
+        """How many fit."""
+        return len(self.marks) - 1
+
     def per_session(self, name: str) -> float:
-        """Return the MiB of one of Memory's numbers that each session added."""
-        return float(getattr(self.after, name) - getattr(self.before, name)) / self.sessions / MIB
+        """Return the MiB of one of Memory's numbers that a session adds, over the second half of them.
+
+        With the first ones the process also warms up: buffers of the prefill, heaps of its threads.
+        """
+        half = self.sessions // 2
+        return float(getattr(self.marks[-1], name) - getattr(self.marks[half], name)) / (self.sessions - half) / MIB
 
 
 async def run(options: Options, say: Say, sizes: Sizes | None = None) -> Report:
@@ -125,8 +133,8 @@ async def _fill(options: Options, fidelity: Fidelity, sizes: Sizes, say: Say) ->
         async with ServerProcess(settings, Path(folder)) as server, connected(server) as client:
             say(f"{fidelity}: warming up")
             await (await _open(client, fidelity, text, passage[: sizes.context], sizes)).delete()
-            before = after = Memory.of(await client.stats(), server.pid)
-            spills = (await client.stats()).spills
+            stats = await client.stats()
+            marks, spills = [Memory.of(stats, server.pid)], stats.spills
             sessions: list[AsyncSession] = []
             while len(sessions) < sizes.most_sessions:
                 say(f"{fidelity}: opening session {len(sessions) + 1}")
@@ -138,12 +146,12 @@ async def _fill(options: Options, fidelity: Fidelity, sizes: Sizes, say: Say) ->
                     spills = stats.spills
                     break
                 sessions.append(session)
-                after = Memory.of(stats, server.pid)
+                marks.append(Memory.of(stats, server.pid))
             if not sessions:
                 raise InternalError(f"not one {fidelity} session of {sizes.context} tokens fits in {format_size(sizes.budget)}")
             answered = await _answer(sessions, text, sizes, lambda number: say(f"{fidelity}: session {number} answers"))
             spilled = (await client.stats()).spills - spills
-    return Filled(fidelity, before, after, len(sessions), answered, spilled)
+    return Filled(fidelity, marks, answered, spilled)
 
 
 async def _open(client: AsyncAgentMem, fidelity: Fidelity, text: TextSource, token_ids: list[int], sizes: Sizes) -> AsyncSession:

@@ -32,12 +32,19 @@ def test_memory_is_what_the_server_counts_and_what_its_process_has() -> None:
         assert 0.9 * len(buffer) <= grown <= 1.5 * len(buffer)
 
 
-def test_a_row_divides_by_the_sessions_that_fit() -> None:
+def test_a_session_costs_what_the_second_half_of_them_adds() -> None:
+    """What the process takes while it warms up is no session's; a single session has nothing but itself."""
+    marks = [Memory(0, 0, anonymous * MIB, 0) for anonymous in (100, 400, 450, 500, 550)]
+    assert 50.0 == Filled(Fidelity.EXACT, marks, 4, 0).per_session("anonymous")
+    assert 300.0 == Filled(Fidelity.EXACT, marks[:2], 1, 0).per_session("anonymous")
+
+
+def test_a_row_is_a_session() -> None:
     """Bytes are per session, and the share is of EXACT's sum of device and index."""
-    exact = Filled(Fidelity.EXACT, NOTHING, Memory(1000 * MIB, 0, 1100 * MIB, 1200 * MIB), 10, 10, 0)
-    ours = Filled(Fidelity.RECALL, Memory(10 * MIB, 0, 0, 0), Memory(410 * MIB, 40 * MIB, 440 * MIB, 500 * MIB), 20, 19, 3)
-    row = density._row(ours, exact)
+    exact = Filled(Fidelity.EXACT, [NOTHING, Memory(100 * MIB, 0, 110 * MIB, 120 * MIB)], 1, 0)
+    marks = [Memory(n * 20 * MIB, n * 2 * MIB, n * 22 * MIB, n * 25 * MIB) for n in range(5)]
+    row = density._row(Filled(Fidelity.RECALL, marks, 3, 1), exact)
     assert ("RECALL", 20.0, 2.0, 22.0, 22.0, 25.0) == tuple(
         row[key] for key in ("fidelity", "device_mib", "index_mib", "private_mib", "process_mib", "uss_mib")
     )
-    assert (pytest.approx(0.22), 20, 19, 3) == tuple(row[key] for key in ("share", "fit", "answered", "spills"))
+    assert (pytest.approx(0.22), 4, 3, 1) == tuple(row[key] for key in ("share", "fit", "answered", "spills"))
