@@ -53,6 +53,7 @@ from agentmem_workers.port import Executor
 T = TypeVar("T")
 FORMAT_VERSION = 1
 SECRET_BYTES = 32
+JOB_SECONDS = 1.0  # for seal jobs to notice that their executor is closed
 KV_SHARE = 0.5  # of the memory that is free once the model is loaded, when memory.kv_bytes is auto
 
 
@@ -76,6 +77,7 @@ class Core:
         await self.manager.rest()
         await asyncio.to_thread(self.engine.stop)
         await asyncio.to_thread(self.executor.close)
+        await self.manager.sealing.under_way.end(JOB_SECONDS)
         await asyncio.to_thread(self.ledger.close)
         self.lock.release()
 

@@ -25,6 +25,7 @@ from agentmem.sessions.reports import report_of
 from agentmem.sessions.requests import approximate_from, background_request, is_current
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
+from agentmem.sessions.tasks import Tasks
 from agentmem.sessions.units import UnitShape, jobs_of, units_of
 from agentmem.stores.records import BlockUnavailable
 from agentmem.types import Fidelity, FinishReason, TurnState
@@ -69,6 +70,7 @@ class Sealing:
         self.recordings = recordings
         self.rules = rules
         self.stats = SealingStats()
+        self.under_way = Tasks()  # jobs: they go on when their session goes
         self._tries: dict[SealJob, int] = {}  # of jobs without a result; MAX_TRIES: given up until a restart
 
     def attach(self, session: Session) -> None:
@@ -199,17 +201,22 @@ class Sealing:
         if recorded is None:
             return False
         self._tries[job] = self._tries.get(job, 0) + 1
+        try:
+            await self.under_way.finish(self._done(recorded))
+        except SealFailed as error:
+            await self._failed(pipeline, job, error)
+        return True
+
+    async def _done(self, job: SealJob) -> None:
+        """Have the job done. Its blocks stay until then, also those of a session that is deleted, so that no result outlives its block."""
         archive = self.sealer.archive
         archive.hold(job.blocks)
         try:
-            await self.sealer.executor.seal(recorded)
+            await self.sealer.executor.seal(job)
             self.stats.done += 1
-        except SealFailed as error:
-            await self._failed(pipeline, job, error)
         finally:
             archive.release(job.blocks)
-            self.recordings.remove(recorded)
-        return True
+            self.recordings.remove(job)
 
     async def _failed(self, pipeline: Pipeline, job: SealJob, error: SealFailed) -> None:
         """Blocks that are gone will be archived again; a first unit that is gone is made again; any other job is given up."""

@@ -32,3 +32,10 @@ class Tasks:
         end = None if seconds is None else loop.time() + seconds
         while self._running and (end is None or loop.time() < end):
             await asyncio.wait(self._running, timeout=None if end is None else end - loop.time())
+
+    async def end(self, seconds: float) -> None:
+        """Wait as ``wait`` does, then cancel what is left and wait for that."""
+        await self.wait(seconds)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)

@@ -146,6 +146,7 @@ async def test_blocks_spilled_before_they_were_written_are_written_when_computed
     await replica.create(system=SYSTEM)
     faults.arm("blocks.write", "enospc")
     await replica.ask("a", "first")
+    await replica.settle()  # what works in the background has tried too
     await replica.spill()
     faults.disarm()
     await replica.manager.sealer.heal()

@@ -210,12 +210,12 @@ async def test_a_new_turn_takes_over_at_once_and_loses_nothing(replica: Replica,
 
 
 async def test_a_session_that_goes_takes_its_work_along(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deleting does not wait for a seal job; its blocks are released and erased."""
-    started, never = asyncio.Event(), asyncio.Event()
+    """Deleting does not wait for a seal job, and the session is gone at once; what the job reads goes when the job has ended."""
+    started, go = asyncio.Event(), asyncio.Event()
 
     async def stuck(_job: SealJob) -> None:
         started.set()
-        await never.wait()
+        await go.wait()
 
     monkeypatch.setattr(replica.core.executor, "seal", stuck)
     await replica.create(policy=WEAK)
@@ -227,6 +227,9 @@ async def test_a_session_that_goes_takes_its_work_along(replica: Replica, monkey
     await settling
     with pytest.raises(NotFound):
         await replica.manager.get(TENANT, "a")
+    assert replica.core.archive.stats().held > 0
+    go.set()
+    await replica.manager.sealing.under_way.wait(None)
     assert [] == list((replica.state / "blocks").rglob("*.safetensors"))
     assert 0 == replica.core.archive.stats().held
 

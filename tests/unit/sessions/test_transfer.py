@@ -238,7 +238,7 @@ async def test_import_refuses_what_this_server_cannot_serve(replica: Replica) ->
     """A policy without code is refused, as at creation; so is a foreign tokenizer. Nothing is left behind."""
     tokenizer = tiny_model().parts.tokenizer
     foreign = b"".join(transfer.dump(RECORD, TURNS))
-    unserved = b"".join(transfer.dump(replace(RECORD, tokenizer_hash=tokenizer, policy=Policy(Fidelity.RECALL)), TURNS))
+    unserved = b"".join(transfer.dump(replace(RECORD, tokenizer_hash=tokenizer, policy=Policy(recall="nonsense")), TURNS))
     beyond = b"".join(transfer.dump(replace(RECORD, tokenizer_hash=tokenizer), [Turn(0, token_ids=(VOCAB,))]))
     for data in (foreign, unserved, beyond):
         with pytest.raises(AgentMemError):
