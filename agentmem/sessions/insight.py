@@ -87,7 +87,7 @@ def _seal_state(session: Session, turn: Turn, span: range, jobs: Sequence[SealJo
 def stats(table: SessionTable, sealing: Sealing, *, draining: bool) -> ServerStats:
     """Return the replica's numbers."""
     rows, tiers, engine = table.ledger.stats(), sealing.sealer.archive.stats(), table.engine
-    live = [session.info() for session in table]
+    live = [(session, session.info()) for session in table]
     return ServerStats(
         version=__version__,
         model=table.model.name,
@@ -113,10 +113,11 @@ def stats(table: SessionTable, sealing: Sealing, *, draining: bool) -> ServerSta
         host_bytes_budget=tiers.host_bytes,
         disk_bytes_used=tiers.disk_used,
         disk_bytes_budget=tiers.disk_bytes,
-        index_bytes=sum(info.host_bytes for info in live),
-        resident_bytes=sum(info.resident_tokens * session.row_bytes for info, session in zip(live, table, strict=True)),
+        index_bytes=sum(info.host_bytes for _, info in live),
+        resident_bytes=sum(info.resident_tokens * session.row_bytes for session, info in live),
+        result_bytes=tiers.result_bytes,
         blocks_evicted=tiers.evicted,
-        seal_queue=sum(session.background is not None and session.background.is_working for session in table),
+        seal_queue=sum(session.background is not None and session.background.is_working for session, _ in live),
         seals_done=sealing.stats.done,
         seals_parked=sealing.stats.parked,
         tokens_reencoded=engine.stats.reencoded,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from agentmem.engine.engine import Engine
-from agentmem.errors import ContextTooLong, NotFound, StorageFailed
+from agentmem.errors import ContextTooLong, NotFound, StaleOwner, StorageFailed
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.generation import Asked, Generator
@@ -145,7 +145,11 @@ class SessionManager:
             )
 
         now = time.time()
-        await self.table.off_loop(self.ledger.update_session, changed(session.record))
+        try:
+            await self.table.off_loop(self.ledger.update_session, changed(session.record))
+        except StaleOwner:
+            session.closed = True
+            raise
         session.record = changed(session.record)
         if session.background is not None:
             session.background.poke()
