@@ -36,11 +36,11 @@ COLUMNS = (
     Column("spills", "spilled"),
 )
 CAPTION = (
-    "Sessions of {context} tokens, each with its own text, on a server whose device budget is {budget_text}. Bytes are per session, over the"
-    " second half of those that fit. device and index: as the server counts them; private: their sum, the archive being on disk. process:"
-    " growth of the server's anonymous memory, and of its USS, which also counts pages of the mapped archive that the system can take back"
-    " at any time. fit: sessions opened one after the other until the next took another's memory; answer: of these, how many then replied"
-    " once more; spilled: meanwhile."
+    "Sessions of {context} tokens, each with its own text, on a server whose device budget is {budget_text}. Bytes are per session, over"
+    " the second half of those that fit. device and index: as the server counts them; private: their sum (the archive is on disk)."
+    " process: growth of the server's anonymous memory, and of its USS, which also counts pages of the mapped archive that the system can"
+    " take back at any time. fit: sessions opened one after the other until the next took another's memory; answer: of these, how many"
+    " then replied once more; spilled: meanwhile."
 )
 
 

@@ -6,12 +6,18 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentmem.errors import InvalidInput
 
+if TYPE_CHECKING:  # an extra: loaded where something is drawn
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
 LINES = ("-", "--", ":", "-.")  # one style per round through the colours, so that no two lines look alike
 COLOURS = 10  # of matplotlib's default cycle
-SIDE = (7.0, 4.5)  # inches of one chart
+MOST_COLUMNS = 6  # of the legend
+SIDE = (7.0, 5.0)  # inches of one chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +59,29 @@ def draw(charts: Sequence[Chart], file: Path) -> None:
 
     figure = Figure(figsize=(SIDE[0] * len(charts), SIDE[1]), layout="constrained")
     FigureCanvasAgg(figure)
+    shown: dict[str, Artist] = {}  # one legend for all charts: a label looks the same in each
+    labels = list(dict.fromkeys(line.label for chart in charts for line in chart.lines if line.bound is None))
     for chart, axes in zip(charts, figure.subplots(1, len(charts), squeeze=False)[0], strict=True):
-        axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
-        for number, line in enumerate(chart.lines):
-            style = LINES[number // COLOURS % len(LINES)]
+        for line in chart.lines:
             if line.bound is not None:
-                axes.axhline(line.bound, color="0.5", linestyle="--", linewidth=1, label=line.label)
-            else:
-                axes.plot(*zip(*line.points, strict=True), linestyle=style, marker="o", markersize=4, label=line.label)
-        if chart.log_x:
-            axes.set_xscale("log", base=2)
-            ticks = sorted({x for line in chart.lines for x, _ in line.points})
-            axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
-        if chart.log_y:
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(bottom=0)
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(fontsize="small", ncols=1 + len(chart.lines) // 12)
+                shown[line.label] = axes.axhline(line.bound, color="0.4", linestyle="--", linewidth=1)
+                continue
+            number = labels.index(line.label)
+            look = {"color": f"C{number % COLOURS}", "linestyle": LINES[number // COLOURS % len(LINES)]}
+            (shown[line.label],) = axes.plot(*zip(*line.points, strict=True), marker="o", markersize=4, **look)
+        _label(axes, chart)
+    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=min(len(shown), MOST_COLUMNS), fontsize="small")
     figure.savefig(file, dpi=120)
+
+
+def _label(axes: Axes, chart: Chart) -> None:
+    axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
+    axes.grid(visible=True, alpha=0.3)
+    if chart.log_x:
+        axes.set_xscale("log", base=2)
+        ticks = sorted({x for line in chart.lines for x, _ in line.points})
+        axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    if chart.log_y:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)

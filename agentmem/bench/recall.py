@@ -227,5 +227,5 @@ def _charts(rows: Sequence[Mapping[str, Cell]]) -> list[Chart]:
     x = "share of tokens attended to"
     return [
         Chart("Exact answers", x, "share of questions", [Line(FULL, bound=float(rows[0]["answers"])), *over("answers")]),
-        Chart("KL to the full cache", x, "mean KL, nats", over("mean_kl")),
+        Chart("KL to the full cache", x, "mean KL, nats", over("mean_kl"), log_y=True),
     ]
