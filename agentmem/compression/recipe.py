@@ -26,7 +26,8 @@ class Recipe:
 class SealJob:
     """One unit of sealing: full blocks ``blocks``, consecutive, from session position ``start`` on.
 
-    ``protect``: leading tokens of the session that always stay (system prompt and tools, at least SINKS). ``anchor``: last block of the
+    ``protect``: leading tokens of the session that always stay (system prompt and tools, at least SINKS). ``beside``: tokens that
+    stay resident beside the unit and count towards its share: the recent window, for the first unit. ``anchor``: last block of the
     session's first unit, whose mean key centres the hash codes of all its units; None when this is the first. ``queries``: path of a
     safetensors file with ``queries`` and ``positions`` for compressors that observe; "" for the others.
     """
@@ -37,6 +38,7 @@ class SealJob:
     recipe: Recipe
     anchor: tuple[BlockHash, str] | None = None  # the first unit's last block and its job's name
     scale: float = 1.0
+    beside: int = 0
     queries: str = ""
 
     @property
@@ -47,6 +49,7 @@ class SealJob:
     @property
     def name(self) -> str:
         """The recipe's part of the result's file name: 32 hex digits of everything that the result depends on but the last block."""
-        fields = asdict(self.recipe) | {"blocks": len(self.blocks), "start": self.start, "protect": self.protect, "scale": self.scale}
+        fields = asdict(self.recipe) | {"blocks": len(self.blocks), "start": self.start, "protect": self.protect}
+        fields |= {"beside": self.beside, "scale": self.scale}
         fields["anchor"] = None if self.anchor is None else [self.anchor[0].hex(), self.anchor[1]]
         return blake3(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]

@@ -92,7 +92,7 @@ def _compute(job: SealJob, files: SealFiles) -> dict[str, Tensor]:
     mean = _mean(job, files, k)
     queries, positions = _queries(job, compressor, k)
     scores = compressor.score(SealedSegment(job.start, k, v, queries, positions, job.scale))
-    keep = select(scores, job.recipe.keep, start=job.start, protect=job.protect)
+    keep = select(scores, job.recipe.keep, start=job.start, protect=job.protect, beside=job.beside)
     codes = torch.stack([_codes(keys, mean[layer], layer, job.recipe.bits) for layer, keys in enumerate(k)])
     return {"keep": keep.cpu(), "codes": codes.cpu(), "mean": mean.cpu()}
 

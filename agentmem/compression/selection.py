@@ -11,12 +11,13 @@ from agentmem.compression.recipe import SINKS
 from agentmem.errors import InvalidInput
 
 
-def select(scores: Tensor, keep: float, *, start: int, protect: int) -> Tensor:
+def select(scores: Tensor, keep: float, *, start: int, protect: int, beside: int = 0) -> Tensor:
     """Return the session positions that stay, int32 ``[layers, kv_heads, kept]``, ascending, the same number in every head.
 
     ``scores`` ``[layers, kv_heads, tokens]``, any float dtype, of the tokens from session position ``start`` on. The session's first
     ``protect`` tokens (at least SINKS) that lie in the segment always stay; of the rest the share ``keep`` with the highest scores,
-    rounded up. Of equal scores the earlier token stays. Does not write to ``scores``; the result is on its device.
+    rounded up. Of that share, ``beside`` tokens stay resident elsewhere (the recent window), up to half of it. Of equal scores the earlier
+    token stays. Does not write to ``scores``; the result is on its device.
 
     Raises InvalidInput for a share outside (0, 1], negative positions, scores that are not finite or have another shape.
     """
@@ -25,7 +26,8 @@ def select(scores: Tensor, keep: float, *, start: int, protect: int) -> Tensor:
     fixed = min(tokens, max(0, max(protect, SINKS) - start))
     rest = tokens - fixed
     # A share such as 0.07 of 100 comes out a hair above 7 in floating point, which must not become 8.
-    kept = min(rest, max(1, math.ceil(keep * rest - 1e-9)))
+    share = math.ceil(keep * rest - 1e-9)
+    kept = min(rest, max(1, share - min(beside, share // 2))) if keep < 1 else rest
     best = scores[:, :, fixed:].sort(dim=-1, descending=True, stable=True).indices[:, :, :kept] + fixed
     leading = torch.arange(fixed, device=scores.device).expand(*scores.shape[:2], fixed)
     return (torch.cat([leading, best.sort(dim=-1).values], dim=-1) + start).to(torch.int32)

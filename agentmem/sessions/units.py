@@ -52,14 +52,16 @@ def units_of(turns: Sequence[Turn], shape: UnitShape) -> list[range]:
 def jobs_of(turns: Sequence[Turn], hashes: Sequence[BlockHash], shape: UnitShape, recipe: Recipe, scale: float) -> list[SealJob]:
     """Return the seal job of each unit. ``hashes`` name the blocks of ``turns``, ``scale`` multiplies q.k before the softmax.
 
-    The first unit's mean key centres the hash codes of all; of the prelude, and of the sinks at least, every token stays.
+    The first unit's mean key centres the hash codes of all, and the recent window counts towards what it may keep; of the prelude, and
+    of the sinks at least, every token stays.
     """
     jobs: list[SealJob] = []
     protect = max(SINKS, len(turns[0].token_ids)) if turns else SINKS
     for unit in units_of(turns, shape):
         anchor = (jobs[0].block, jobs[0].name) if jobs else None
         blocks = tuple(hashes[unit.start : unit.stop])
-        jobs.append(SealJob(blocks, unit.start * shape.block_tokens, protect, recipe, anchor, scale))
+        beside = 0 if jobs else shape.recent_tokens
+        jobs.append(SealJob(blocks, unit.start * shape.block_tokens, protect, recipe, anchor, scale, beside))
     return jobs
 
 

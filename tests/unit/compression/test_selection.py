@@ -103,3 +103,10 @@ def test_negative_positions_are_refused(start: int, protect: int) -> None:
     """Positions count from the session's first token."""
     with pytest.raises(InvalidInput, match="0 or more"):
         select(torch.zeros(1, 1, 4), 0.5, start=start, protect=protect)
+
+
+@pytest.mark.parametrize(("beside", "kept"), [(0, 10), (4, 6), (5, 5), (64, 5)])
+def test_what_stays_elsewhere_counts(beside: int, kept: int) -> None:
+    """Tokens that are resident beside the segment come off its share, up to half of it; where all stay, all stay."""
+    assert (1, 1, kept) == select(torch.zeros(1, 1, 100), 0.1, start=64, protect=0, beside=beside).shape
+    assert (1, 1, 100) == select(torch.zeros(1, 1, 100), 1.0, start=64, protect=0, beside=beside).shape
