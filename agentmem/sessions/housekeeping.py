@@ -1,4 +1,4 @@
-"""What a replica does by the clock: expire sessions, forget old replies, heal what is not durable, sweep orphans once."""
+"""What a replica does by the clock: expire sessions, forget old replies, heal what is not durable, retry what was put off, sweep once."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Housekeeper:
         self._tasks = [
             loop.create_task(_every(self.settings.reap_seconds, lambda: self.reap(time.time()))),
             loop.create_task(_every(HEAL_SECONDS, self.manager.sealer.heal)),
+            loop.create_task(_every(HEAL_SECONDS, self.manager.sealing.retry)),
         ]
         if self.settings.sweep:
             self._tasks.append(loop.create_task(self._sweep()))

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from agentmem.compression.recipe import Recipe, SealJob
 from agentmem.compression.sealing import SealFiles, load_unit
@@ -71,6 +70,7 @@ class Sealing:
         self.rules = rules
         self.stats = SealingStats()
         self.under_way = Tasks()  # jobs: they go on when their session goes
+        self._put_off: set[Pipeline] = set()  # what had no memory, no place in the queue or no disk, and shall try again
         self._tries: dict[SealJob, int] = {}  # of jobs without a result; MAX_TRIES: given up until a restart
 
     def attach(self, session: Session) -> None:
@@ -82,6 +82,12 @@ class Sealing:
         """Have the session's memory back when its next call comes in about ``seconds`` seconds, without taking anybody else's."""
         if self.rules.prefetch and isinstance(session.background, Pipeline):
             session.background.want(max(OPENED_SECONDS, seconds - PREFETCH_SECONDS))
+
+    async def retry(self) -> None:
+        """Look once more at the sessions whose work was refused for want of memory or disk."""
+        put_off, self._put_off = self._put_off, set()
+        for pipeline in put_off:
+            pipeline.poke()
 
     async def settle(self, session: Session) -> None:
         """Return when all that can be sealed is. What the archive lacks is computed again where the device has room."""
@@ -120,7 +126,8 @@ class Sealing:
             before = approximate_from(session)
             if not free or before is None or not session.record.policy.reencode:
                 return False
-            run = await self._run(pipeline, background_request(session), reencode=True, decoded=dict(session.evidence.decoded))
+            request = replace(background_request(session), reencode=True, decoded=dict(session.evidence.decoded))
+            run = await self._run(pipeline, request)
             if run is None:
                 return False
             session.evidence.add_compared(run.comparisons)
@@ -164,7 +171,8 @@ class Sealing:
             if not free or not self.sealer.has_more(session):
                 return False
             before = session.num_saved_blocks
-            await self.sealer.archive_some(session, ())
+            if not await self.sealer.archive_some(session, ()):
+                self._put_off.add(pipeline)
             return session.num_saved_blocks > before
 
     # -- compressed ---------------------------------------------------------------------------------------------------
@@ -242,7 +250,7 @@ class Sealing:
                 return job
             run = None
             if free:
-                run = await self._run(pipeline, wish.request) if wish.ours else await pipeline.run(wish.request)
+                run = await self._run(pipeline, wish.request, ours=wish.ours)
         if run is None:
             return None
         if not wish.ours and run.branch is not None:
@@ -284,12 +292,14 @@ class Sealing:
                 return False
             return await self._run(pipeline, background_request(session)) is not None and _has_all(session)
 
-    async def _run(self, pipeline: Pipeline, request: EngineRequest, **changes: Any) -> Run | None:  # noqa: ANN401 - the request's fields
-        """Have the engine work on the session's memory in the background and take the memory back; inside ``alone``."""
+    async def _run(self, pipeline: Pipeline, request: EngineRequest, *, ours: bool = True) -> Run | None:
+        """Have the engine do ``request`` in the background; inside ``alone``. Where it works on the session's memory, take that back."""
         session = pipeline.session
-        run = await pipeline.run(replace(request, **changes))
-        if run is None:
-            return None
+        run = await pipeline.run(request)
+        if run is None or (run.finish_reason is FinishReason.CANCELLED and pipeline.may_work):
+            self._put_off.add(pipeline)
+        if run is None or not ours:
+            return run
         if run.error is not None:
             log.warning("session %s: background work failed: %s", session.record.id, run.error.message)
         session.branch = run.branch

@@ -9,7 +9,7 @@ import pytest
 from support.replica import BLOCK, TENANT, Answer, Replica, running, user
 from support.sealing import COMPACT, EXACT, RECALL, WEAK, exact, result_files, talk
 
-from agentmem.types import Fidelity, MissReason, Policy, SessionFormat, TurnInput, TurnState
+from agentmem.types import Fidelity, MissReason, Policy, Prefill, SessionFormat, TurnInput, TurnState
 from agentmem.views import ChangeKind, SealState, SessionPatch
 
 
@@ -59,9 +59,10 @@ async def test_an_approximate_turn_is_labelled_and_reported(replica: Replica) ->
     assert {} == session.evidence.decoded == session.evidence.compared == session.evidence.policies
 
 
-async def test_a_reencode_makes_everything_exact_again(replica: Replica) -> None:
-    """After it the K and V of approximate turns are those of a full cache: they are archived, and an EXACT reply over them is exact."""
-    await replica.create(policy=WEAK)
+@pytest.mark.parametrize("prefill", Prefill)
+async def test_a_reencode_makes_everything_exact_again(replica: Replica, prefill: Prefill) -> None:
+    """After it the K and V of approximate turns, prompts that were read under the view included, are those of a full cache."""
+    await replica.create(policy=replace(WEAK, prefill=prefill))
     await talk(replica, 3)
     session = await replica.settle()
     assert session.info().exact

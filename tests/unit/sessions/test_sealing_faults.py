@@ -17,7 +17,7 @@ from agentmem.compression.recipe import SealJob
 from agentmem.engine.batch import StepBatch
 from agentmem.errors import NotFound, SealFailed
 from agentmem.sessions.session import Session
-from agentmem.types import Fidelity, MissReason, Policy
+from agentmem.types import Fidelity, MissReason, Policy, SessionId
 from agentmem.views import SealState, SessionPatch
 
 
@@ -82,13 +82,17 @@ async def test_a_block_deleted_under_a_live_session_is_recomputed_and_reported(r
     exact(replica, answer)
 
 
-async def test_a_block_lost_before_a_restart_is_found_by_the_reply(replica: Replica) -> None:
+@pytest.mark.parametrize("loaded", [False, True])
+async def test_a_lost_block_is_found_by_the_reply(replica: Replica, loaded: bool) -> None:
     """A compact view is made of what can be read; the rest is computed, reported, archived and compressed again."""
     before = length(await sealed(replica))
-    await replica.core.close(5.0)
-    file = replica.block_file("a", 3)
+    await replica.restart()
+    if loaded:  # the units are known, and the block goes afterwards
+        await replica.manager.get(TENANT, "a")
+        await replica.settle()
+    digest = replica.core.ledger.session_blocks(TENANT, SessionId("a"))[3][1].hex()
+    file = replica.state / "blocks" / digest[:2] / f"{digest}.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    replica.open()
     answer = await replica.ask("a", "next", 8, ignore_eos=True)
     assert answer.start.reuse.reason in (MissReason.CORRUPT, MissReason.MISSING)
     session = await replica.settle()
@@ -175,6 +179,24 @@ async def test_a_report_that_cannot_be_written_is_written_later(replica: Replica
     await replica.manager.sealer.heal()
     assert {} == session.unsaved
     assert session.turns == replica.core.ledger.turns(TENANT, session.record.id)
+
+
+async def test_work_that_found_no_memory_is_done_later(replica: Replica) -> None:
+    """A re-encode that is refused while the device is full evicts nobody and is tried again by the clock."""
+    session = await sealed(replica)
+    pool = replica.core.engine.pool
+    fits = pool.fits
+    pool.fits = lambda _rows, **_: False  # type: ignore[method-assign]
+    await replica.ask("a", "x", 20, ignore_eos=True)
+    await replica.settle()
+    assert not session.info().exact
+    assert session.turns[-1].report is None
+    assert SealState.QUEUED == (await replica.manager.inspect(TENANT, "a"))[1][-1].sealed
+    pool.fits = fits  # type: ignore[method-assign]
+    await replica.manager.sealing.retry()
+    await replica.settle()
+    assert session.info().exact
+    assert session.turns[-1].report
 
 
 # -- writers, and sessions that go
