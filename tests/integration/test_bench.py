@@ -72,7 +72,7 @@ async def test_decode_measures_both_in_each_cell(options: Options) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_recall_fills_its_table(options: Options) -> None:
     """Each compressor meets each method, after the full cache; recall comes closer to it than none, and reads less than everything."""
     sizes = recall.Sizes(context=640, facts=2, turns=2, compressors=("keydiff",), methods=("none", "lsh"), recall_tokens=128)
@@ -88,7 +88,7 @@ async def test_recall_fills_its_table(options: Options) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_latency_times_both_fidelities_as_the_context_grows(options: Options) -> None:
     """There is a row for each length, with both times; RECALL keeps and reads a part only."""
     report = await latency.run(options, lambda _: None, latency.Sizes(contexts=(256, 512), reply_tokens=6))
@@ -102,7 +102,7 @@ async def test_latency_times_both_fidelities_as_the_context_grows(options: Optio
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_density_fills_a_budget_with_both(options: Options) -> None:
     """Sessions really fit and answer, and RECALL's are smaller."""
     report = await density.run(options, lambda _: None, density.Sizes(context=448, budget=64 * MIB, most_sessions=4))
@@ -115,7 +115,7 @@ async def test_density_fills_a_budget_with_both(options: Options) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_drift_is_judged_with_and_without_reencoding(options: Options) -> None:
     """Each turn has both KLs, and the one that the service reports is what the reference finds."""
     report = await drift.run(options, lambda _: None, drift.Sizes(turns=2, context=448, input_tokens=8, reply_tokens=8, recall_tokens=16))
