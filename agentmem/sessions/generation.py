@@ -17,7 +17,7 @@ from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, I
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
 from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
-from agentmem.sessions.loss import note_lost
+from agentmem.sessions.loss import note_lost, reuse_of
 from agentmem.sessions.replay import replay
 from agentmem.sessions.reply import Reply
 from agentmem.sessions.reports import FULL_CACHE, report_of
@@ -203,7 +203,7 @@ class Generator:
             state=TurnState.SEALED,
             finish_reason=reason,
             usage=reply.usage(),
-            reuse=run.reuse_report(),
+            reuse=reuse_of(run),
             fidelity=run.request.fidelity,
         )
         self._adopt(session, run, turn)

@@ -13,6 +13,7 @@ from agentmem import faults
 from agentmem.engine.engine import Engine
 from agentmem.engine.run import Output, Run
 from agentmem.errors import AgentMemError, Cancelled, DeadlineExceeded, InternalError, InvalidInput
+from agentmem.sessions.loss import reuse_of
 from agentmem.types import (
     FinishEvent,
     FinishReason,
@@ -151,7 +152,7 @@ class Reply:
             session_id=self.session_id,
             request_id=self.request_id,
             turn_index=self.turn_index,
-            reuse=self.run.reuse_report(),
+            reuse=reuse_of(self.run),
             fidelity=self.run.request.fidelity,
             input_tokens=self.input_tokens,
             context_tokens=self.run.prompt_length,

@@ -102,6 +102,24 @@ async def test_a_lost_block_is_found_by_the_reply(replica: Replica, loaded: bool
     exact(replica, again)
 
 
+async def test_a_loss_that_a_job_noticed_is_what_the_reply_reports(replica: Replica) -> None:
+    """A damaged block is set aside by who reads it first; the reply that misses it later still says what had happened to it."""
+    await sealed(replica, EXACT)
+    for path in result_files(replica):
+        path.unlink()
+    await replica.restart()
+    digest = replica.core.ledger.session_blocks(TENANT, SessionId("a"))[3][1].hex()
+    file = replica.state / "blocks" / digest[:2] / f"{digest}.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    await replica.manager.get(TENANT, "a")
+    await until(lambda: replica.session().hint is not None)
+    answer = await replica.ask("a", "next", 8, ignore_eos=True)
+    assert MissReason.EVICTED != answer.start.reuse.reason
+    assert answer.start.reuse.reason in (MissReason.CORRUPT, MissReason.MISSING)
+    assert answer.start.reuse == answer.finish.reuse
+    exact(replica, answer)
+
+
 # -- jobs that fail
 
 
