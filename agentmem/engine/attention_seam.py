@@ -129,7 +129,8 @@ def _attend_windows(step: StepBatch, layer: int, query: Tensor, window: int, sca
         lowest = max(0, item.position - window + 1)
         keys, values = _gather(item, layer, lowest)
         rows = slice(item.start, item.stop)
-        out[:, rows] = attend_window(query[:, rows], keys, values, offset=item.position - lowest, window=window, scale=scale)
+        offset = keys.shape[1] - item.stop + item.start  # where there are holes, less than the positions say
+        out[:, rows] = attend_window(query[:, rows], keys, values, offset=offset, window=window, scale=scale)
     return out
 
 

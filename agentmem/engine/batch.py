@@ -27,7 +27,7 @@ class Work:
     ``start``: the tokens stand in the branch already, from that position on; with ``rewrite`` their K and V are computed again and
     replaced, without it they are only looked at (``observer``). Such work ends where its segment ends: ``rows_from`` says how many
     tokens that allows. ``compact``: a single token attends to the residents of a compact branch, to what ``recall`` finds and to the tail,
-    in all layers but the first ``dense_layers``; otherwise tokens attend to everything that came before them.
+    in all layers but the first ``dense_layers``; otherwise tokens attend to everything that came before them but what lies in ``holes``.
     """
 
     branch: Branch
@@ -40,6 +40,7 @@ class Work:
     recall: RecallState | None = None
     dense_layers: int = 0
     observer: Observer | None = None
+    holes: tuple[range, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +89,7 @@ def build_batch(pool: KVPool, work: Sequence[Work], device: torch.device) -> Ste
                 start=start,
                 stop=start + count,
                 position=position,
-                view=view_of(item.branch, position + count),
+                view=view_of(item.branch, position + count, item.holes),
                 target=target,
                 compact=item.compact and item.branch.covers > 0,
                 recall=item.recall,

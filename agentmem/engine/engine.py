@@ -211,12 +211,12 @@ class Engine:
                 self.stats.reencoded += len(work.token_ids) if work.rewrite else 0
                 continue
             position = branch.length - len(work.token_ids)
-            if work.compact and branch.approx_from is None:
+            if (work.compact or work.holes) and branch.approx_from is None:
                 branch.approx_from = position
             if position >= run.prompt_length:
                 run.num_decoded += 1
                 run.attended_sum += _attended(branch, work) if work.compact else 1.0
-            if branch.approx_from is not None and work.logits and len(run.decoded) < MAX_DECODED:
+            if branch.approx_from is not None and work.logits and not work.holes and len(run.decoded) < MAX_DECODED:
                 run.decoded[branch.length - 1] = log_probabilities(row[-1])
 
     def _count(self, step: Sequence[tuple[Run, Work]]) -> None:

@@ -63,6 +63,9 @@ class EngineRequest:
     Without sampling it may also ``reencode``: compute approximate K and V again under full attention, and compare the predictions with
     ``decoded`` (see ``Run.decoded``). ``observer`` sees the positions ``observe``, ascending: of a background request's tokens also those
     that stand already, of any other's those from the first of ``observe`` on, which are computed whoever else may have them.
+
+    ``holes``: positions of ``branch`` that nobody may attend to any more; what is computed without them is approximate. Such a run reads
+    all the rest, compact or not, and needs just this branch: where it is away when memory is given out, ``instead`` is done.
     """
 
     request_id: RequestId
@@ -85,6 +88,8 @@ class EngineRequest:
     decoded: Mapping[int, Tensor] = field(default_factory=dict)
     observe: tuple[range, ...] = ()
     observer: Observer | None = None
+    holes: tuple[range, ...] = ()
+    instead: EngineRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +132,7 @@ class Run:
     """
 
     def __init__(self, request: EngineRequest, loop: asyncio.AbstractEventLoop) -> None:
-        self.request = request
-        self.chain = request.chain
-        self.prompt_length = len(request.chain)
-        self.branch: Branch | None = request.branch
+        self._take(request)
         self.state = RunState.WAITING
         self.outputs: list[Output] = []
         self.tail_text = ""  # held back until the reply ended
@@ -142,7 +144,6 @@ class Run:
         self.explained = False  # ``reused`` and ``miss`` are final
         self.miss: tuple[MissReason, str] = (MissReason.NONE, "")
         self.reply_text = request.reply_text() if request.reply_text else None
-        self.memory = request.memory if request.fidelity is not Fidelity.EXACT else None
         self.source: Branch | None = None  # the branch whose tail goes into a compact branch that is being made
         self.recall: RecallState | None = None
         self.decoded: dict[int, Tensor] = {}
@@ -157,6 +158,19 @@ class Run:
         self.num_steps = 0
         self._loop = loop
         self._changed = asyncio.Event()
+
+    def _take(self, request: EngineRequest) -> None:
+        self.request = request
+        self.chain = request.chain
+        self.prompt_length = len(request.chain)
+        self.branch: Branch | None = request.branch
+        self.memory = request.memory if request.fidelity is not Fidelity.EXACT else None
+
+    def fall_back(self) -> None:
+        """Do what was asked for instead. Engine thread only, before the run has started."""
+        if self.request.instead is None:
+            raise InternalError("a run lost the branch that it cannot do without")
+        self._take(self.request.instead)
 
     @property
     def done(self) -> bool:
@@ -183,9 +197,19 @@ class Run:
         return self.memory is not None and self.memory.length > 0
 
     @property
+    def recalls(self) -> bool:
+        """Whether decode steps search the sealed tokens."""
+        return self.compacts and self.request.fidelity is Fidelity.RECALL and not self.request.holes
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the first step of the reply attends to."""
+        return self.prompt_length - sum(map(len, self.request.holes))
+
+    @property
     def by_token(self) -> bool:
         """Whether the prompt too is computed under the approximate view, token by token."""
-        return self.compacts and self.request.policy.prefill is Prefill.VIEW
+        return self.compacts and self.request.policy.prefill is Prefill.VIEW and not self.request.holes
 
     @property
     def attended(self) -> float:
@@ -196,7 +220,7 @@ class Run:
         """Return where the prompt's tokens came from, as known once the run has started."""
         read = sum(self.reused.values())
         return ReuseReport(
-            device=self.reused[Tier.DEVICE],
+            device=self.reused[Tier.DEVICE] - self.prompt_length + self.context_length,
             host=self.reused[Tier.HOST],
             disk=self.reused[Tier.DISK],
             peer=self.reused[Tier.PEER],

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from agentmem.engine.background import background_work
 from agentmem.engine.batch import Work
-from agentmem.engine.run import Run, RunState
+from agentmem.engine.run import EngineRequest, Run, RunState
 from agentmem.errors import Overloaded
 from agentmem.memory.pool import KVPool, PoolFull
 from agentmem.memory.segment import Branch
-from agentmem.types import BlockHash, FinishReason, TenantId, Tier
+from agentmem.types import BlockHash, Fidelity, FinishReason, TenantId, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,9 @@ class Scheduler:
         # idle session can be spilled, and the past is restored or computed again.
         self.pool.release(self._branch(run))
         run.branch = None
+        if run.request.holes:
+            run.fall_back()
+            self._match(run)
         return self._fits(run)
 
     def _fits(self, run: Run) -> bool:
@@ -170,8 +173,8 @@ class Scheduler:
         return [(run, n * row) for run in self.waiting() if (n := self._least_rows(run)) * row > self.pool.budget_bytes]
 
     def _least_rows(self, run: Run) -> int:
-        spared = run.memory.length - run.memory.kept if run.memory is not None else 0
-        return self._total_rows(run) - spared
+        request = run.request.instead or run.request  # what it may fall back on must fit
+        return _rows_of(request, len(request.chain)) - _spared(request)
 
     def _branch(self, run: Run) -> Branch:
         if run.branch is None:
@@ -182,6 +185,10 @@ class Scheduler:
         """Give ``run`` the longest resident prefix: its session's own branch or one that another session left."""
         if run.branch is not None and not run.branch.alive:
             run.branch = None
+        if run.request.holes and run.branch is None:
+            run.fall_back()
+            self._match(run)
+            return
         if run.compacts:
             self._match_compact(run)
             return
@@ -229,10 +236,7 @@ class Scheduler:
         return self._total_rows(run) - self._branch(run).length
 
     def _total_rows(self, run: Run) -> int:
-        sampling = run.request.sampling
-        if sampling is None:
-            return run.prompt_length
-        return min(run.prompt_length + sampling.max_tokens, run.request.max_length)
+        return _rows_of(run.request, run.prompt_length)
 
     def _start(self, run: Run) -> None:
         queue = self._queues[run.request.tenant]
@@ -303,10 +307,11 @@ class Scheduler:
             run.chain.tokens[start : start + count],
             (count - 1,) if last else (),
             expect,
-            compact=run.compacts and (run.by_token or start >= run.prompt_length),
+            compact=run.compacts and not run.request.holes and (run.by_token or start >= run.prompt_length),
             recall=run.recall,
             dense_layers=run.request.policy.dense_layers if run.recall is not None else 0,
             observer=run.request.observer if observed else None,
+            holes=run.request.holes,
         )
 
     def _plan_background(self) -> list[tuple[Run, Work]]:
@@ -332,3 +337,17 @@ class Scheduler:
         """Return the earliest deadline that has yet to be noticed, ``time.monotonic`` seconds."""
         ahead = (run.request.deadline for run in [*self.waiting(), *self.active] if run.cancel_reason is None)
         return min((deadline for deadline in ahead if deadline is not None), default=None)
+
+
+def _rows_of(request: EngineRequest, prompt_length: int) -> int:
+    """Return the tokens of the prompt and of the longest reply that ``request`` may get."""
+    if request.sampling is None:
+        return prompt_length
+    return min(prompt_length + request.sampling.max_tokens, request.max_length)
+
+
+def _spared(request: EngineRequest) -> int:
+    """Return how many tokens have no row of their own because they are sealed."""
+    if request.memory is None or request.fidelity is Fidelity.EXACT:
+        return 0
+    return request.memory.length - request.memory.kept

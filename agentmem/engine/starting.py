@@ -15,7 +15,7 @@ from agentmem.engine.stats import EngineStats
 from agentmem.errors import InternalError
 from agentmem.memory.recall.state import RecallState
 from agentmem.memory.segment import Segment
-from agentmem.types import BlockHash, Fidelity, FinishReason, MissReason, Tier
+from agentmem.types import BlockHash, FinishReason, MissReason, Tier
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Starter:
         if root is None or memory is None:
             raise InternalError("a run attends to sealed tokens without a compact branch")
         policy = run.request.policy
-        method = policy.recall if run.request.fidelity is Fidelity.RECALL else None
+        method = policy.recall if run.recalls else None
         compact, archive, heads = root.compact, self.restorer.archive, self.heads
         if compact is not None and (method is None or method in compact.searchers):
             self._begin(run, Restored())
@@ -133,7 +133,7 @@ class Starter:
         self._explain(run, restored)
         self.scheduler.begin(run)
         root, policy = branch_of(run).root, run.request.policy
-        if run.compacts and run.request.fidelity is Fidelity.RECALL and root is not None and root.compact is not None:
+        if run.recalls and root is not None and root.compact is not None:
             recaller, heads = root.compact.recaller(policy.recall), self.heads
             kv_heads = self.pool.shape.kv_heads
             run.recall = RecallState(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What the last of a step's tokens can see: ``parts`` hold all tokens before and with it, one row each.
+    """What the last of a step's tokens can see: ``parts`` hold all tokens before and with it, one row each, but those in holes.
 
     Of a compact branch the first part is the archive, and ``residents`` the compact segment that stands in for it, with what is recalled.
     """
@@ -47,8 +48,8 @@ class View:
     residents: Segment | None = None
 
 
-def view_of(branch: Branch, stop: int) -> View:
-    """Return the view of the tokens up to position ``stop`` of ``branch``, rows that are about to be written included."""
+def view_of(branch: Branch, stop: int, holes: Sequence[range] = ()) -> View:
+    """Return the view of the tokens up to ``stop`` of ``branch``, without ``holes``; rows that are about to be written are included."""
     parts: list[Part] = []
     root = branch.root
     if root is not None:
@@ -58,7 +59,18 @@ def view_of(branch: Branch, stop: int) -> View:
     if stop > branch.covers:
         spans = [span for span in spans_of(branch.segment, branch.length) if not span.segment.covers and span.segment.base < stop]
         parts += [Part(s.segment, s.start, min(s.stop, stop - s.segment.base), s.segment.base) for s in spans]
+    for hole in holes:
+        parts = [piece for part in parts for piece in _without(part, hole)]
     return View(tuple(parts), root)
+
+
+def _without(part: Part, hole: range) -> Iterator[Part]:
+    """Yield what is left of ``part`` before and after the positions ``hole``."""
+    start, stop = (min(max(position - part.base, part.start), part.stop) for position in (hole.start, hole.stop))
+    if start > part.start:
+        yield replace(part, stop=start)
+    if stop < part.stop:
+        yield replace(part, start=stop)
 
 
 def locate(branch: Branch, position: int) -> Target:

@@ -77,7 +77,7 @@ class Reply:
         end = run.finished or run.first_token or run.created
         return Usage(
             input_tokens=self.input_tokens,
-            context_tokens=run.prompt_length,
+            context_tokens=run.context_length,
             output_tokens=len(run.outputs),
             queue_seconds=max(0.0, (run.started or end) - run.created),
             first_token_seconds=max(0.0, (run.first_token or end) - run.created),
@@ -155,7 +155,7 @@ class Reply:
             reuse=reuse_of(self.run),
             fidelity=self.run.request.fidelity,
             input_tokens=self.input_tokens,
-            context_tokens=self.run.prompt_length,
+            context_tokens=self.run.context_length,
         )
 
 
