@@ -280,8 +280,25 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What stays of a message that was forgotten: that it was there, never what it said.
+
+    ``tokens``: how many it had. ``digest`` tells whether a message that comes again is the same; under a secret of the server, so that
+    nobody can find out by trying. ``forgotten_at`` in seconds since the epoch.
+    """
+
+    message_index: int
+    role: str
+    tokens: int
+    digest: str
+    forgotten_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One ledger row. ``messages`` are in order, the assistant's reply last (in RAW sessions alone); ``token_ids`` only this turn's.
+
+    A message that was ``forgotten`` keeps its place, empty, so that the indexes of the others stay.
 
     Turn 0 is the prelude: the system prompt and the tools. ``finish_reason`` is None while nothing was generated.
     ``input_digest`` identifies what a request asked for, so that its ``request_id`` cannot be reused for something else.
@@ -300,6 +317,13 @@ class Turn:
     reuse: ReuseReport = field(default_factory=ReuseReport)
     created_at: float = 0.0  # seconds since the epoch
     report: FidelityReport | None = None  # None until the turn is sealed
+    forgotten: tuple[Forgotten, ...] = ()  # in order of message_index
+
+    @property
+    def remembered(self) -> tuple[Message, ...]:
+        """The messages that were not forgotten."""
+        gone = {entry.message_index for entry in self.forgotten}
+        return tuple(message for index, message in enumerate(self.messages) if index not in gone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from agentmem.stores import block_rows, session_rows
 from agentmem.stores.database import Database
 from agentmem.stores.integrity import problems
 from agentmem.stores.records import BlockRow, LedgerStats, Page, SessionSize
-from agentmem.stores.rows import session_record, turn_record, turn_row
-from agentmem.types import BlockHash, SessionId, SessionRecord, TenantId, Turn
+from agentmem.stores.rows import forgotten_record, forgotten_rows, session_record, turn_record, turn_row
+from agentmem.types import BlockHash, Forgotten, SessionId, SessionRecord, TenantId, Turn
 
 _PUT_TURN = """
 INSERT INTO turns (session, turn, messages, token_ids, state, reply_start, finish_reason, fidelity, request_id, input_digest,
@@ -25,6 +26,14 @@ ON CONFLICT DO UPDATE SET messages = excluded.messages, token_ids = excluded.tok
     reply_start = excluded.reply_start, finish_reason = excluded.finish_reason, fidelity = excluded.fidelity,
     request_id = excluded.request_id, input_digest = excluded.input_digest, usage = excluded.usage, reuse = excluded.reuse,
     created_at = excluded.created_at, report = excluded.report
+"""
+_PUT_FORGOTTEN = """
+INSERT OR IGNORE INTO forgotten (session, turn, message_index, role, tokens, digest, forgotten_at)
+VALUES (:session, :turn, :message_index, :role, :tokens, :digest, :forgotten_at)
+"""
+_COPY_FORGOTTEN = """
+INSERT INTO forgotten SELECT :key, turn, message_index, role, tokens, digest, forgotten_at
+FROM forgotten WHERE session = :source AND turn <= :upto
 """
 _COPY_TURNS = """
 INSERT INTO turns SELECT :key, turn, messages, token_ids, state, reply_start, finish_reason, fidelity, request_id, input_digest,
@@ -78,7 +87,8 @@ class Ledger:
             raise InvalidInput(f"turns are numbered {[turn.index for turn in turns]}; allowed: 0, 1, 2 ... in order")
         with self._db.write() as connection:
             key = session_rows.insert(connection, record)
-            connection.executemany(_PUT_TURN, [{**turn_row(turn), "session": key} for turn in turns])
+            for turn in turns:
+                _put_turn(connection, key, turn)
 
     def get_session(self, tenant: TenantId, session_id: SessionId) -> SessionRecord:
         """Return the session. Raises NotFound, also for an expired session."""
@@ -125,6 +135,7 @@ class Ledger:
             key = session_rows.insert(connection, record)
             values = {"key": key, "source": source_key, "upto": upto_turn}
             connection.execute(_COPY_TURNS, values)
+            connection.execute(_COPY_FORGOTTEN, values)
             connection.execute("INSERT INTO refs SELECT :key, turn, hash FROM refs WHERE session = :source AND turn <= :upto", values)
 
     def expired(self, now: float, limit: int) -> list[tuple[TenantId, SessionId]]:
@@ -138,7 +149,11 @@ class Ledger:
         """Return all turns in order."""
         with self._db.read() as connection:
             key = session_rows.find(connection, tenant, session_id)["key"]
-            return [turn_record(row) for row in connection.execute("SELECT * FROM turns WHERE session = ? ORDER BY turn", (key,))]
+            gone: defaultdict[int, list[Forgotten]] = defaultdict(list)
+            for row in connection.execute("SELECT * FROM forgotten WHERE session = ? ORDER BY turn, message_index", (key,)):
+                gone[row["turn"]].append(forgotten_record(row))
+            rows = connection.execute("SELECT * FROM turns WHERE session = ? ORDER BY turn", (key,))
+            return [turn_record(row, tuple(gone[row["turn"]])) for row in rows]
 
     def put_turn(self, tenant: TenantId, session_id: SessionId, epoch: int, turn: Turn, blocks: Sequence[BlockRow]) -> None:
         """Commit a turn: the turn (new, or replacing the one with its index), refs and rows of ``blocks``, the session's times.
@@ -155,7 +170,7 @@ class Ledger:
             last = _last_turn(connection, key)
             if not 0 <= turn.index <= last + 1:
                 raise InvalidInput(f"turn {turn.index} would leave a gap; session {session_id!r} takes turns 0 to {last + 1}")
-            connection.execute(_PUT_TURN, {**turn_row(turn), "session": key})
+            _put_turn(connection, key, turn)
             block_rows.add(connection, key, turn.index, blocks, now)
             block_rows.touch_session(connection, key, now)
             connection.execute(_TOUCH, {"key": key, "now": now, "epoch": epoch})
@@ -176,6 +191,31 @@ class Ledger:
             connection.execute("DELETE FROM turns WHERE session = ? AND turn > ?", (key, upto_turn))
             connection.execute(_TOUCH, {"key": key, "now": self._clock(), "epoch": epoch})
             return block_rows.drop_unreferenced(connection, hashes)
+
+    def forget(
+        self, tenant: TenantId, session_id: SessionId, epoch: int, turns: Sequence[Turn], chain: Collection[BlockHash]
+    ) -> list[BlockHash]:
+        """Replace ``turns`` by what is left of them, and drop the session's refs to blocks outside ``chain``, the names of its blocks now.
+
+        Returns the blocks that nobody refers to any more, as ``truncate``. What the turns said is then in no page of the database file, nor
+        in its log. Raises StaleOwner for an older epoch, InvalidInput for a turn that there is not.
+        """
+        with self._db.write() as connection:
+            key = session_rows.owned(connection, tenant, session_id, epoch)["key"]
+            last = _last_turn(connection, key)
+            for turn in turns:
+                if not 0 <= turn.index <= last:
+                    raise InvalidInput(f"turn {turn.index} does not exist; session {session_id!r} has turns 0 to {last}")
+                _put_turn(connection, key, turn)
+            dead = [name for name in block_rows.of_session(connection, key) if name not in chain]
+            connection.executemany("DELETE FROM refs WHERE session = ? AND hash = ?", [(key, name) for name in dead])
+            connection.execute(_TOUCH, {"key": key, "now": self._clock(), "epoch": epoch})
+            gone = block_rows.drop_unreferenced(connection, dead)
+            faults.point("ledger.before_commit")
+        faults.point("ledger.after_commit")
+        with self._db.read() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone
 
     # Blocks
 
@@ -245,6 +285,11 @@ class Ledger:
         """Return the problems found, one sentence each. Reads everything: for tests and ``agentmem doctor``."""
         with self._db.read() as connection:
             return problems(connection)
+
+
+def _put_turn(connection: sqlite3.Connection, key: int, turn: Turn) -> None:
+    connection.execute(_PUT_TURN, {**turn_row(turn), "session": key})
+    connection.executemany(_PUT_FORGOTTEN, [{**row, "session": key} for row in forgotten_rows(turn)])
 
 
 def _last_turn(connection: sqlite3.Connection, key: int) -> int:

@@ -18,6 +18,7 @@ from agentmem.types import (
     FidelityReport,
     Fingerprint,
     FinishReason,
+    Forgotten,
     Message,
     MissReason,
     Policy,
@@ -129,8 +130,8 @@ def turn_row(turn: Turn) -> Row:
     }
 
 
-def turn_record(row: sqlite3.Row) -> Turn:
-    """Return the record that ``turn_row`` encoded."""
+def turn_record(row: sqlite3.Row, forgotten: tuple[Forgotten, ...] = ()) -> Turn:
+    """Return the record that ``turn_row`` encoded, with what another table has of its ``forgotten`` messages."""
     return Turn(
         index=row["turn"],
         messages=tuple(_message(message) for message in json.loads(row["messages"])),
@@ -145,7 +146,18 @@ def turn_record(row: sqlite3.Row) -> Turn:
         reuse=_reuse(json.loads(row["reuse"])),
         created_at=row["created_at"],
         report=None if row["report"] is None else FidelityReport(**json.loads(row["report"])),
+        forgotten=forgotten,
     )
+
+
+def forgotten_rows(turn: Turn) -> list[Row]:
+    """Return the rows of ``forgotten`` for ``turn``, its session apart."""
+    return [{**asdict(entry), "turn": turn.index} for entry in turn.forgotten]
+
+
+def forgotten_record(row: sqlite3.Row) -> Forgotten:
+    """Return the record of a row of ``forgotten``."""
+    return Forgotten(row["message_index"], row["role"], row["tokens"], row["digest"], row["forgotten_at"])
 
 
 def block_record(row: sqlite3.Row) -> BlockRow:

@@ -7,8 +7,17 @@ from pathlib import Path
 
 from agentmem.errors import ConfigError, StorageFailed
 
-VERSION = 2
+VERSION = 3
 
+# What stays of forgotten messages. `IF NOT EXISTS` only matters to a file whose version was turned back.
+_FORGOTTEN = """
+CREATE TABLE IF NOT EXISTS forgotten (
+    session INTEGER NOT NULL, turn INTEGER NOT NULL, message_index INTEGER NOT NULL, role TEXT NOT NULL, tokens INTEGER NOT NULL,
+    digest TEXT NOT NULL, forgotten_at REAL NOT NULL,
+    PRIMARY KEY (session, turn, message_index),
+    FOREIGN KEY (session, turn) REFERENCES turns ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+"""
 # `refs` outlive the block rows that they name: a ref without a row is a block that was evicted, no ref at all one that
 # was never stored. `labels` repeats the tenant and the order of its session so that a filtered page is one index range.
 _SCHEMA = """
@@ -53,7 +62,7 @@ CREATE TABLE refs (
 CREATE INDEX refs_by_hash ON refs (hash);
 """
 # What makes a file of version n one of version n + 1. New columns come last, so that `INSERT INTO turns SELECT` fits old and new files.
-_MIGRATIONS = {1: "ALTER TABLE turns ADD COLUMN report TEXT;"}
+_MIGRATIONS = {1: "ALTER TABLE turns ADD COLUMN report TEXT;", 2: _FORGOTTEN}
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -82,11 +91,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # an acknowledged turn survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what was deleted or forgotten is not left in free pages
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
         raise ConfigError(f"the ledger {path} has format version {version}; this agentmem reads up to {VERSION}: use a newer agentmem")
     if version == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_FORGOTTEN} PRAGMA user_version = {VERSION}; COMMIT;")
     elif version < VERSION:
         steps = " ".join(_MIGRATIONS[older] for older in range(version, VERSION))
         connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION}; COMMIT;")
