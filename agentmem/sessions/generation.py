@@ -17,11 +17,12 @@ from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, I
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
 from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
-from agentmem.sessions.loss import note_lost, reuse_of
+from agentmem.sessions.loss import note_lost
 from agentmem.sessions.replay import replay
 from agentmem.sessions.reply import Reply
 from agentmem.sessions.reports import FULL_CACHE, report_of
 from agentmem.sessions.requests import engine_request
+from agentmem.sessions.reuse import reuse_of
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
 from agentmem.sessions.tasks import Tasks

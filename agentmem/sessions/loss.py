@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from agentmem.engine.run import Run
+from agentmem.sessions.reuse import LOST
 from agentmem.sessions.session import Session
 from agentmem.stores.archive import Archive
 from agentmem.stores.records import BlockUnavailable
-from agentmem.types import BlockHash, MissReason, ReuseReport
-
-LOST = (MissReason.EVICTED, MissReason.MISSING, MissReason.CORRUPT, MissReason.MODEL_CHANGED, MissReason.TEMPLATE_CHANGED)
+from agentmem.types import BlockHash, MissReason
 
 
 def note_lost(session: Session, run: Run) -> None:
@@ -26,14 +24,6 @@ def note_lost(session: Session, run: Run) -> None:
             session.keep_saved(len(run.memory.blocks), run.miss)
         return
     session.keep_saved(sum(run.reused.values()) // run.chain.block_tokens, run.miss)
-
-
-def reuse_of(run: Run) -> ReuseReport:
-    """Return what ``run`` reused. A block that was found damaged before is gone by now: what was wrong with it is the reason, not that."""
-    report, hint = run.reuse_report(), run.request.hint
-    if report.reason is MissReason.EVICTED and hint is not None and hint[0] in LOST:
-        return replace(report, reason=hint[0], detail=hint[1])
-    return report
 
 
 def first_lost(archive: Archive, hashes: Sequence[BlockHash]) -> tuple[int, MissReason, str] | None:

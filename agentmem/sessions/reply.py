@@ -13,7 +13,7 @@ from agentmem import faults
 from agentmem.engine.engine import Engine
 from agentmem.engine.run import Output, Run
 from agentmem.errors import AgentMemError, Cancelled, DeadlineExceeded, InternalError, InvalidInput
-from agentmem.sessions.loss import reuse_of
+from agentmem.sessions.reuse import reuse_of
 from agentmem.types import (
     FinishEvent,
     FinishReason,
