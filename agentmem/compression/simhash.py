@@ -6,6 +6,8 @@ query (Charikar 2002, doi:10.1145/509907.509965).
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +17,11 @@ from agentmem.errors import InvalidInput
 _SEED = 0x51D4A5  # changing it makes all stored codes foreign: raise Recipe.version then
 
 
+@functools.cache
 def projection(layer: int, dim: int, bits: int) -> Tensor:
     """Return the Gaussian directions of one layer, fp32 ``[bits, dim]`` on the CPU: the same on every machine, whatever torch's seed.
 
-    Raises InvalidInput when ``bits`` is not a positive multiple of 8.
+    Made once in a process and shared, so never write to them. Raises InvalidInput when ``bits`` is not a positive multiple of 8.
     """
     if bits < 8 or bits % 8:
         raise InvalidInput(f"bits is {bits}; allowed: positive multiples of 8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -94,7 +95,7 @@ class LshRecall:
         layers, _, self._length, width = codes.shape
         self._memory = memory
         self._ranking = Ranking(memory)
-        self._directions = [projection(layer, memory.rows.head_dim, width * 8).T.contiguous() for layer in range(layers)]
+        self._directions = [projection(layer, memory.rows.head_dim, width * 8) for layer in range(layers)]
         self._index: list[list[Flat | Inverted]]
         with one_thread():
             if self._length <= FLAT_TOKENS:
@@ -109,12 +110,25 @@ class LshRecall:
 
     @property
     def host_bytes(self) -> int:
-        """Private bytes: codes or inverted files, projections, marks. Codes of a lone unit are mapped."""
-        return self._index_bytes + sum(t.nbytes for t in self._directions) + self._ranking.host_bytes
+        """Private bytes: codes or inverted files, marks. Codes of a lone unit are mapped, projections are every session's."""
+        return self._index_bytes + self._ranking.host_bytes
 
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
         """Return the best ``limit`` of the candidates that the group's queries find together."""
-        return self._ranking.best(layer, self._candidates(layer, query, limit), query, limit)
+        pool = self._candidates(layer, query, limit)
+        return replace(self._ranking.best(layer, pool, query, limit), pool=pool)
+
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+        """Rank the candidates of the last search anew, and beside them whatever follows a token that was chosen in the last step.
+
+        Heads that copy attend to the next token of what they copy, and its key need not resemble the last query (measured on planted
+        facts: without this, and without ranking anew, KL is fifty times that of a search in each step).
+        """
+        if last.pool is None:
+            return self.find(layer, query, limit)
+        following = last.ids.astype(np.int64) + 1
+        following[(np.arange(limit) >= last.counts[:, None]) | (following >= self._length)] = -1
+        return replace(self._ranking.best(layer, np.concatenate([last.pool, following], axis=1), query, limit), pool=last.pool)
 
     def _candidates(self, layer: int, query: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
         """Return ``[kv_heads, m]`` tokens, maybe doubled. Each query brings at least ``limit``, since all of a group may find the same."""
@@ -125,7 +139,7 @@ class LshRecall:
         k = math.ceil(wanted)
         found = np.empty((kv_heads, group, k), np.int64)
         with one_thread():
-            product = torch.mm(torch.from_numpy(query), self._directions[layer]).numpy()
+            product = torch.mm(torch.from_numpy(query), self._directions[layer].T).numpy()
             codes = np.packbits(product > 0, axis=-1, bitorder="little").reshape(kv_heads, group, -1)
             for head, index in enumerate(self._index[layer]):
                 found[head] = index.search(codes[head], k)

@@ -20,3 +20,7 @@ class NoRecall:
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
         """Return no tokens."""
         return Found(np.empty((self._kv_heads, limit), np.int32), np.zeros(self._kv_heads, np.int64))
+
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+        """Return no tokens."""
+        return self.find(layer, query, limit)

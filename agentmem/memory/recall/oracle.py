@@ -25,3 +25,7 @@ class Oracle:
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
         """Return the best ``limit`` tokens."""
         return self._ranking.best(layer, self._all, query, limit)
+
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+        """Rank every token anew: a control does not save."""
+        return self.find(layer, query, limit)

@@ -56,3 +56,7 @@ class PageRecall:
             found.ids[head, : len(tokens)] = tokens
             found.counts[head] = len(tokens)
         return found
+
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+        """Choose pages anew: bounds are cheap, and the paper does so in every step."""
+        return self.find(layer, query, limit)

@@ -34,12 +34,14 @@ class Found:
     """Tokens found in one layer.
 
     ``ids`` int32 ``[kv_heads, limit]``: session positions, the first ``counts[h]`` of a row valid, each once. ``bias`` fp32
-    ``[heads, limit]`` is added to the scaled scores of a query head (importance weights of a sampled estimate); None: nothing.
+    ``[heads, limit]`` is added to the scaled scores of a query head (importance weights of a sampled estimate); None: nothing. ``pool``
+    int64 ``[kv_heads, m]``, -1 for none: the candidates that a search was about, from which ``again`` may choose.
     """
 
     ids: NDArray[np.int32]
     counts: NDArray[np.int64]
     bias: NDArray[np.float32] | None = None
+    pool: NDArray[np.int64] | None = None
 
 
 class Recaller(Protocol):
@@ -50,6 +52,10 @@ class Recaller(Protocol):
 
         ``limit`` bounds the union over a KV head's query group, so that what is read is bounded. More than there are: all of them.
         """
+        ...
+
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+        """Do as ``find`` for the query of a later step, with no more than what is cheap; ``last`` is what the step before found."""
         ...
 
     @property

@@ -60,8 +60,8 @@ class SampleRecall:
 
     @property
     def host_bytes(self) -> int:
-        """Private bytes: codes (those of a lone unit are mapped), projections, means."""
-        return self._own_bytes + sum(d.nbytes for d in self._directions) + sum(mean.nbytes for mean in self._means.values())
+        """Private bytes: codes (those of a lone unit are mapped) and means."""
+        return self._own_bytes + sum(mean.nbytes for mean in self._means.values())
 
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
         """Return sampled tokens and their weights' logarithms, or all tokens where the limit allows for them."""
@@ -88,6 +88,10 @@ class SampleRecall:
             found.ids[head, : len(taken)] = taken
             found.counts[head] = len(taken)
         return found
+
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+        """Sample anew: the estimate is for one query."""
+        return self.find(layer, query, limit)
 
     def _mean(self, layer: int) -> NDArray[np.float32]:
         """Return the mean key of the first unit, which centred all codes, fp32 ``[kv_heads, head_dim]``."""

@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from agentmem.memory.archived import ArchivedRows
-from agentmem.memory.recall.port import Recaller
+from agentmem.memory.recall.port import Found, Recaller
 from agentmem.memory.recall.rank_kernel import lowest_cosine
 from agentmem.memory.shape import KVShape
 
 # Lowest cosine, over the heads, between the query that chose a layer's rows and the one that reuses them. From one token to the next it is
 # 0.6 in the median (SmolLM2, code); rows chosen 1 to 3 tokens before hold 90% of what fresh ones hold above 0.5, 80% below.
-TURN_AWAY = 0.5
+TURN_AWAY = 0.8
 
 
 class RecallState:
@@ -45,7 +45,7 @@ class RecallState:
         self.counts: NDArray[np.int64] = np.zeros((shape.layers, shape.kv_heads), np.int64)
         self.bias: NDArray[np.float32] | None = None
         self._chose: NDArray[np.float32] = np.zeros((shape.layers, heads, shape.head_dim), np.float32)
-        self._searched = [False] * shape.layers
+        self._found: list[Found | None] = [None] * shape.layers
         self.searches = self.reuses = self.turned_away = self.tokens_read = 0
 
     @property
@@ -59,22 +59,30 @@ class RecallState:
         self._step += 1
 
     def refresh(self, layer: int, query: NDArray[np.float32]) -> None:
-        """Make the layer's rows fit for ``query`` ``[heads, head_dim]`` (RoPE applied, not scaled).
+        """Make the layer's rows fit for ``query`` ``[heads, head_dim]`` (RoPE applied, not scaled, contiguous).
 
         They are searched when there are none, every ``stride`` steps, another quarter of the layers at a time if that is 4, and when the
-        query has turned away from the one that chose them.
+        query has turned away from the one that searched last. In the steps between, they are chosen anew from what that search was about.
         """
-        query = np.ascontiguousarray(query)
-        if self._searched[layer] and (self._step + layer) % self._stride:
-            if lowest_cosine(query, self._chose[layer]) >= TURN_AWAY:
-                self.reuses += 1
-                return
-            self.turned_away += 1
-        self._search(layer, query)
+        last, n = self._found[layer], self.k.shape[2]
+        if last is None or (self._step + layer) % self._stride == 0 or self._turned_away(layer, query):
+            found = self._recaller.find(layer, query, n)
+            self._chose[layer] = query
+            self.searches += 1
+        else:
+            found = self._recaller.again(layer, query, n, last)
+            self.reuses += 1
+        self._found[layer] = found
+        self._gather(layer, found)
 
-    def _search(self, layer: int, query: NDArray[np.float32]) -> None:
-        found = self._recaller.find(layer, query, self.k.shape[2])
-        self._rows.gather(layer, found.ids, found.counts, *self._host[layer])
+    def _turned_away(self, layer: int, query: NDArray[np.float32]) -> bool:
+        away = bool(lowest_cosine(query, self._chose[layer]) < TURN_AWAY)
+        self.turned_away += away
+        return away
+
+    def _gather(self, layer: int, found: Found) -> None:
+        """Bring the rows of what was found."""
+        self._rows.gather(layer, found.ids, found.counts, self._host_k[layer], self._host_v[layer])
         if self._host_k is not self.k:
             for host, device in ((self._host_k, self.k), (self._host_v, self.v)):
                 device[layer].copy_(host[layer], non_blocking=True)
@@ -83,7 +91,4 @@ class RecallState:
             if self.bias is None:
                 self.bias = np.zeros((len(self.counts), *found.bias.shape), np.float32)
             self.bias[layer] = found.bias
-        self._chose[layer] = query
-        self._searched[layer] = True
-        self.searches += 1
         self.tokens_read += int(found.counts.sum())

@@ -25,6 +25,7 @@ class Scripted:
 
     def __init__(self, bias: Callable[[int], NDArray[np.float32] | None] = lambda _: None) -> None:
         self.layers: list[int] = []
+        self.again_from: list[Found] = []
         self._bias = bias
 
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
@@ -32,6 +33,10 @@ class Scripted:
         n = len(self.layers)
         counts = np.array([min(n, limit), min(n, limit) - 1])
         return Found(np.tile(np.arange(n, n + limit, dtype=np.int32), (KV_HEADS, 1)), counts, self._bias(n))
+
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+        self.again_from.append(last)
+        return Found(last.ids + 1, last.counts)
 
 
 def state_of(recaller: Scripted, stride: int = 4, limit: int = LIMIT, *, staged: bool | None = None) -> tuple[RecallState, ArchivedRows]:
@@ -76,6 +81,19 @@ def test_layers_take_turns() -> None:
         step(state)
     assert [2, 1, 0, 3, 2, 1, 0, 3] == recaller.layers
     assert (12, 24, 0) == (state.searches, state.reuses, state.turned_away)
+
+
+def test_the_steps_between_choose_anew() -> None:
+    """Between two searches the method is handed what it found last in the layer, and its new choice is what the layer attends to."""
+    recaller = Scripted()
+    state, rows = state_of(recaller, stride=64)
+    for _ in range(3):
+        step(state)
+    k, _ = rows.layer(1)
+
+    assert LAYERS == len(recaller.layers)
+    assert [2, 3] == [int(found.ids[0, 0]) for found in recaller.again_from[1::LAYERS]]
+    assert torch.equal(k[0, 4:6], state.k[1, 0, :2])
 
 
 def test_a_stride_of_one_always_searches() -> None:
