@@ -45,10 +45,17 @@ class Starter:
 
     def start(self, run: Run) -> None:
         """Start loading what the archive has of the run's prompt; with nothing to load, let the run begin."""
-        branch = branch_of(run)
         if run.compacts:
             self._compact_or_begin(run)
-            return
+        else:
+            self._restore_or_begin(run, Restored())
+
+    def _restore_or_begin(self, run: Run, so_far: Restored) -> None:
+        """Start loading the blocks that the archive has of what follows the branch; with nothing to load, let the run begin.
+
+        ``so_far`` says what was unavailable before; of two reasons the first is reported.
+        """
+        branch = branch_of(run)
         size = self.pool.block_tokens
         usable = run.reusable // size
         first = branch.length // size
@@ -56,20 +63,20 @@ class Starter:
         aligned = branch.length % size == 0
         expected = aligned and (first + 1) * size <= run.request.computed_before
         if not (names and aligned and (expected or self.restorer.archive.contains(names[0]))):
-            self._begin(run, Restored())
+            self._begin(run, so_far)
             return
         run.state = RunState.RESTORING
-        run.started = time.monotonic()
+        run.started = run.started or time.monotonic()
         segment, row = self.pool.append(branch, len(names) * size, expect=self.scheduler.rows_ahead(run))
         self.restorer.start(
             names,
             segment,
             row,
             wanted=lambda: run.cancel_reason is None,
-            done=lambda result: self._post(lambda: self._restored(run, first, names, result)),
+            done=lambda result: self._post(lambda: self._restored(run, first, names, result, so_far)),
         )
 
-    def _restored(self, run: Run, first: int, names: Sequence[BlockHash], result: Restored) -> None:
+    def _restored(self, run: Run, first: int, names: Sequence[BlockHash], result: Restored, so_far: Restored) -> None:
         if run.done:
             return
         branch = branch_of(run)
@@ -80,7 +87,7 @@ class Starter:
         self.scheduler.landed(run, names[: result.num_blocks])
         for tier, count in result.tokens.items():
             run.reused[tier] += count
-        self._begin(run, result)
+        self._begin(run, result if so_far.reason is MissReason.NONE else so_far)
 
     def _compact_or_begin(self, run: Run) -> None:
         """Start reading the residents of a new compact branch, or an index that is not there yet; else let the run begin."""
@@ -91,7 +98,7 @@ class Starter:
         method = policy.recall if run.recalls else None
         compact, archive, heads = root.compact, self.restorer.archive, self.heads
         if compact is not None and (method is None or method in compact.searchers):
-            self._begin(run, Restored())
+            self._restore_or_begin(run, Restored())
             return
         run.state = RunState.RESTORING
         run.started = time.monotonic()
@@ -126,7 +133,7 @@ class Starter:
             run.source = None
         for tier, count in result.tokens.items():
             run.reused[tier] += count
-        self._begin(run, Restored(reason=run.miss[0], detail=run.miss[1]))
+        self._restore_or_begin(run, Restored(reason=run.miss[0], detail=run.miss[1]))
 
     def _begin(self, run: Run, restored: Restored) -> None:
         """Let ``run`` take part in steps, or end it where nothing is left to do."""
@@ -158,7 +165,9 @@ class Starter:
         else:
             run.miss = (MissReason.EVICTED, f"from token {have} on")
         run.explained = True
+        run.wake_threadsafe()
+        if run.request.background:  # no prompt of anybody's
+            return
         for tier, count in run.reused.items():
             self.stats.reused[tier] += count
         self.stats.computed += run.prompt_length - sum(run.reused.values())
-        run.wake_threadsafe()

@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from agentmem.memory.archived import ArchivedRows
-from agentmem.memory.recall.port import recallers
-from agentmem.memory.recall.port import Recallable, Recaller
+from agentmem.memory.recall.port import Recallable, Recaller, recallers
 from agentmem.memory.sealed import SealedMemory
 
 

@@ -10,7 +10,7 @@ class Uploader:
     """Copies for one device; any thread, each with its own. On CUDA by way of pinned memory and a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._staged: list[Tensor] = []
 
     def copy(self, rows: Tensor, source: Tensor) -> None:

@@ -14,8 +14,10 @@ from agentmem.chat import match_history
 from agentmem.errors import AlreadyExists, InvalidInput, StorageFailed
 from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
+from agentmem.sessions.rewriting import digest_of, unresent
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
+from agentmem.sessions.stale import cut
 from agentmem.sessions.table import SessionTable
 from agentmem.stores.archive import Archive
 from agentmem.types import Message, MissReason, RequestId, SessionId, TurnInput
@@ -49,9 +51,9 @@ def divergence(session: Session, incoming: Sequence[Message]) -> Divergence:
         return Divergence(skipped + match.n_equal)
     known, at_turn = 0, 0
     for turn in session.turns[1:]:
-        if known + len(turn.messages) > match.n_equal:
+        if known + len(turn.remembered) > match.n_equal:
             break
-        known += len(turn.messages)
+        known += len(turn.remembered)
         at_turn = turn.index
     return Divergence(skipped + known, at_turn, match.detail)
 
@@ -116,7 +118,10 @@ class Brancher:
             session.num_saved_blocks = min(session.num_saved_blocks, len(session.chain.hashes))
             session.replies.clear()
             if session.branch is not None:
-                await self.table.engine.call(_cut_branch, self.table.engine.pool, session.branch, length)
+                await self.table.engine.call(cut, self.table.engine.pool, session.branch, length)
+            if session.stale is not None:
+                await self.table.engine.call(self.table.engine.pool.release, session.stale.branch)
+                session.stale = None
             await self.table.off_loop(self.archive.erase, gone)
             await self.table.count_saved(session)
         session.notify(ChangeKind.ROLLED_BACK, to_turn)
@@ -129,7 +134,7 @@ class Brancher:
         """
         if session.knows(request_id):
             return session, given
-        diverged = divergence(session, given.messages)
+        given, diverged = self._compared(session, given)
         if diverged.at_turn is not None:
             name = None
             if request_id is not None:
@@ -139,6 +144,16 @@ class Brancher:
                 return session, given
             session.hint = (MissReason.HISTORY_CHANGED, diverged.detail)
         return session, TurnInput(messages=given.messages[diverged.num_known :])
+
+    def _compared(self, session: Session, given: TurnInput) -> tuple[TurnInput, Divergence]:
+        """Compare a conversation with the session, without the messages that the session has forgotten, whether they come again or not."""
+        if any(turn.forgotten for turn in session.turns):
+            salt = self.table.salt_of(session.record.tenant)
+            remembered = unresent(session.turns, given.messages, lambda digest, message: digest == digest_of(salt, message))
+            found = divergence(session, remembered)
+            if found.at_turn is None:
+                return replace(given, messages=tuple(remembered)), found
+        return given, divergence(session, given.messages)
 
     async def _fork_once(self, source: Session, at_turn: int, name: str | None) -> Session:
         try:
@@ -161,8 +176,3 @@ def fork_branch(pool: KVPool, branch: Branch, length: int) -> Branch | None:
     forked = pool.fork(branch, min(length, branch.length))
     pool.set_idle(forked)
     return forked
-
-
-def _cut_branch(pool: KVPool, branch: Branch, length: int) -> None:
-    if branch.alive:
-        pool.truncate(branch, min(length, branch.length))

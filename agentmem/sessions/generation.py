@@ -14,8 +14,8 @@ from agentmem.engine.engine import Engine
 from agentmem.engine.run import Run
 from agentmem.engine.stopping import ReplyText
 from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, InvalidInput, StaleOwner
-from agentmem.memory.pool import KVPool
 from agentmem.memory.segment import Branch
+from agentmem.sessions.forgetting import drop_stale
 from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
 from agentmem.sessions.loss import note_lost
 from agentmem.sessions.replay import replay
@@ -25,6 +25,7 @@ from agentmem.sessions.requests import engine_request
 from agentmem.sessions.reuse import reuse_of
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
+from agentmem.sessions.stale import cut
 from agentmem.sessions.tasks import Tasks
 from agentmem.sessions.turns import appended, extended, same_request, seed_of
 from agentmem.types import (
@@ -102,7 +103,7 @@ class Generator:
                 raise run.error or Cancelled("cancelled; the session is unchanged")
             usage = Usage(input_tokens=len(added), context_tokens=len(run.chain))
             turn = replace(extended(session, given, added, request_id, digest), usage=usage, fidelity=run.request.fidelity)
-            self._adopt(session, run, turn)
+            await self._adopt(session, run, turn)
             durable = await self.sealer.commit(session)
             session.notify(ChangeKind.APPENDED, turn.index)
         return AppendResult(turn.index, len(added), len(session.chain), durable)
@@ -207,7 +208,7 @@ class Generator:
             reuse=reuse_of(run),
             fidelity=run.request.fidelity,
         )
-        self._adopt(session, run, turn)
+        await self._adopt(session, run, turn)
         durable = await self.sealer.commit(session)
         self.on_reply(turn.usage, turn.reuse)
         session.notify(ChangeKind.GENERATED, turn.index)
@@ -230,19 +231,21 @@ class Generator:
         sampling = asked.params if asked else None
         longest = min(len(chain) + (sampling.max_tokens if sampling else 0), self.limits.max_context)
         fidelity = await self._fidelity(session, asked.fidelity if asked else None, longest)
-        return await self.engine.submit(
-            replace(
-                engine_request(session, chain, fidelity),
-                request_id=name or RequestId(""),
-                sampling=sampling,
-                seed=seed_of(session, sampling, asked.request_id if asked else None),
-                end_token_ids=self.chat.eos_token_ids,
-                reply_text=(lambda: ReplyText(self.chat.detokenizer(), sampling.stop)) if sampling else None,
-                max_length=self.limits.max_context,
-                hint=session.hint,
-                deadline=asked.deadline if asked else None,
-            )
+        request = replace(
+            engine_request(session, chain, fidelity),
+            request_id=name or RequestId(""),
+            sampling=sampling,
+            seed=seed_of(session, sampling, asked.request_id if asked else None),
+            end_token_ids=self.chat.eos_token_ids,
+            reply_text=(lambda: ReplyText(self.chat.detokenizer(), sampling.stop)) if sampling else None,
+            max_length=self.limits.max_context,
+            hint=session.hint,
+            deadline=asked.deadline if asked else None,
         )
+        holed = session.memory_with_holes(asked.fidelity if asked else None)
+        if holed is not None and len(holed.tokens) + len(added) < self.limits.max_context:
+            request = holed.request(request, added)
+        return await self.engine.submit(request)
 
     async def _fidelity(self, session: Session, asked: Fidelity | None, tokens: int) -> Fidelity:
         """Return what a call with a context of up to ``tokens`` runs with; AUTO gives way to RECALL where memory is short."""
@@ -258,15 +261,19 @@ class Generator:
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
-    def _adopt(self, session: Session, run: Run, turn: Turn) -> None:
+    async def _adopt(self, session: Session, run: Run, turn: Turn) -> None:
         """Make what ``run`` did the session's state."""
         branch: Branch | None = run.branch
         policy = session.record.policy
-        session.branch = branch
-        session.chain = run.chain
-        session.computed = branch.length if branch is not None and branch.alive else max(0, len(run.chain) - 1)
-        note_lost(session, run)
-        session.hint = None
+        if run.request.holes and session.stale is not None and branch is not None:
+            session.chain.extend(session.stale.grow(branch, run.chain.tokens))
+        else:
+            session.branch = branch
+            session.chain = run.chain
+            session.computed = branch.length if branch is not None and branch.alive else max(0, len(run.chain) - 1)
+            note_lost(session, run)
+            session.hint = None
+            await drop_stale(session, self.engine)
         session.evidence.add_turn(turn.index, run.request.policy, run.decoded)
         session.put_turn(turn)
         if turn.state is TurnState.SEALED and turn.fidelity is Fidelity.EXACT:  # equal by construction: nothing to wait for
@@ -275,10 +282,14 @@ class Generator:
 
     async def _step_back(self, session: Session, run: Run) -> None:
         """Take the memory back from a run that came to nothing, without the rows that the session does not know of."""
-        branch = run.branch
-        session.branch = branch
-        if branch is not None and branch.alive:
-            await self.engine.call(_truncate, self.engine.pool, branch, len(session.chain))
+        branch, length = run.branch, len(session.chain)
+        if run.request.holes and session.stale is not None:
+            length = len(session.stale.tokens)
+            session.stale = replace(session.stale, branch=branch) if branch is not None else None
+        else:
+            session.branch = branch
+        if branch is not None:
+            await self.engine.call(cut, self.engine.pool, branch, length)
 
     def refuse_when_draining(self) -> None:
         """Raise Draining once the server is shutting down."""
@@ -304,7 +315,3 @@ class Generator:
                 self.engine.cancel(reply.run)
             elif now - reply.closed_at > self.resume_seconds:
                 del session.replies[name]
-
-
-def _truncate(pool: KVPool, branch: Branch, length: int) -> None:
-    pool.truncate(branch, min(branch.length, length))

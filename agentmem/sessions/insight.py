@@ -42,6 +42,7 @@ def turn_infos(
                 resident_tokens=round(resident),
                 kept=(kept(end) - kept(start)) / (end - start) if end > start else 1.0,
                 device_bytes=round(resident * session.row_bytes),
+                forgotten=len(turn.forgotten),
                 attention=attention[turn.index] if turn.index < len(attention) else None,
                 sealed=_seal_state(session, turn, range(start, end), jobs, sealing),
             )
@@ -121,6 +122,7 @@ def stats(table: SessionTable, sealing: Sealing, *, draining: bool) -> ServerSta
         seals_done=sealing.stats.done,
         seals_parked=sealing.stats.parked,
         tokens_reencoded=engine.stats.reencoded,
+        workers_alive=sealing.sealer.executor.num_workers,
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import builtins
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from agentmem.engine.engine import Engine
 from agentmem.errors import ContextTooLong, NotFound, StaleOwner, StorageFailed
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
+from agentmem.sessions.forgetting import Forgetter
 from agentmem.sessions.generation import Asked, Generator
 from agentmem.sessions.inputs import check_input, digest_of
 from agentmem.sessions.recollection import Recollection
@@ -41,6 +42,7 @@ from agentmem.views import (
     AppendResult,
     ChangeKind,
     DeleteReport,
+    ForgetTarget,
     PrefixInfo,
     RecalledSpan,
     ServerStats,
@@ -69,6 +71,7 @@ class SessionManager:
         self.engine: Engine = generator.engine
         self.ledger = table.ledger
         self.brancher = Brancher(table, sealing.sealer, archive)
+        self.forgetter = Forgetter(table, sealing.sealer, archive, generator.chat)
         self.recollection = Recollection(generator.engine, archive, generator.chat, generator.limits)
 
     # -- create, read, update, delete ---------------------------------------------------------------------------------
@@ -342,6 +345,12 @@ class SessionManager:
         session = await self.table.open(tenant, session_id)
         self.generator.refuse_when_draining()
         return await self._finish(self.recollection.recall(session, text, k))
+
+    async def forget(self, tenant: TenantId, session_id: str, messages: Sequence[ForgetTarget]) -> SessionInfo:
+        """Drop messages from a session as if they had never been said; see ``Forgetter.forget``."""
+        session = await self.table.open(tenant, session_id)
+        await self._finish(self.forgetter.forget(session, messages))
+        return await self._info(session)
 
     def stats(self) -> ServerStats:
         """Return the replica's numbers. Reads the ledger's counts: cheap, but call it off hot paths."""

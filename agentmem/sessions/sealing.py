@@ -17,6 +17,7 @@ from agentmem.engine.run import EngineRequest, Run
 from agentmem.errors import SealFailed
 from agentmem.memory.sealed import SealedMemory, SealedUnit
 from agentmem.sessions import budgets
+from agentmem.sessions.forgetting import drop_stale
 from agentmem.sessions.loss import first_lost, note_lost
 from agentmem.sessions.observing import Recordings, Repetition, observation_of
 from agentmem.sessions.pipeline import Pipeline
@@ -109,7 +110,8 @@ class Sealing:
 
     async def _advance(self, pipeline: Pipeline) -> bool:
         return (
-            await self._reencode(pipeline)
+            await self._reread(pipeline)
+            or await self._reencode(pipeline)
             or await self._report(pipeline)
             or await self._archive(pipeline)
             or await self._seal(pipeline)
@@ -118,6 +120,21 @@ class Sealing:
         )
 
     # -- exact again --------------------------------------------------------------------------------------------------
+
+    async def _reread(self, pipeline: Pipeline) -> bool:
+        """Compute what came after a forgotten message as if that had never been read; return whether the old memory went."""
+        session = pipeline.session
+        async with pipeline.alone() as free:
+            if not free or session.stale is None:
+                return False
+            if session.old_memory is not None:
+                run = await self._run(pipeline, background_request(session))
+                if run is None or run.finish_reason is not FinishReason.STOP:
+                    return False
+                session.hint = None
+            await drop_stale(session, self.engine)
+            session.notify(ChangeKind.UPDATED)
+            return True
 
     async def _reencode(self, pipeline: Pipeline) -> bool:
         """Replace approximate K and V by exact ones; return whether it came further."""

@@ -17,6 +17,7 @@ from agentmem.memory.hashing import Chain
 from agentmem.memory.sealed import SealedMemory
 from agentmem.memory.segment import Branch
 from agentmem.sessions.reports import Evidence
+from agentmem.sessions.stale import Stale
 from agentmem.sessions.units import sealed_upto
 from agentmem.types import Fidelity, Message, MissReason, RequestId, SessionFormat, SessionRecord, Tail, Turn, TurnState
 from agentmem.views import SessionChange, SessionInfo
@@ -79,6 +80,7 @@ class Session:
         self.closed = False
         self.sealed: SealedMemory | None = None  # what a compact view of the session is made of
         self.sealed_by: tuple[SealJob, ...] = ()  # the job behind each unit of ``sealed``
+        self.stale: Stale | None = None  # what replies attend to that do not wait until what was forgotten is as if never read
         self.evidence = Evidence()
         self.background: Background | None = None
         self._watchers: set[asyncio.Queue[SessionChange]] = set()
@@ -87,15 +89,25 @@ class Session:
 
     @property
     def messages(self) -> list[Message]:
-        """Every message of every turn, in order, the system prompt apart."""
-        return [message for turn in self.turns[1:] for message in turn.messages]
+        """Every message of every turn that was not forgotten, in order, the system prompt apart."""
+        return [message for turn in self.turns[1:] for message in turn.remembered]
 
     @property
     def tail(self) -> Tail:
         """How the token ids end."""
         if not self.chain.tokens:
             return Tail.EMPTY
-        return Tail.REPLY if self.turns[-1].reply_start is not None else Tail.CLOSED
+        last = next(turn for turn in reversed(self.turns) if turn.token_ids)
+        return Tail.REPLY if last.reply_start is not None else Tail.CLOSED
+
+    @property
+    def old_memory(self) -> Stale | None:
+        """The memory with holes, while it is on the device and nothing has taken its place."""
+        return self.stale if self.stale is not None and self.stale.branch.alive else None
+
+    def memory_with_holes(self, asked: Fidelity | None) -> Stale | None:
+        """Return the old memory for a call with that fidelity (None: the policy's), unless it wants everything exact, or there is none."""
+        return None if (asked or self.record.policy.fidelity) is Fidelity.EXACT else self.old_memory
 
     @property
     def open_turn(self) -> Turn | None:
@@ -135,7 +147,9 @@ class Session:
 
     def info(self, *, disk_bytes: int = 0) -> SessionInfo:
         """Return what the outside sees; ``disk_bytes`` is for the caller to look up."""
+        holed = self.memory_with_holes(None)
         branch = self.branch if self.branch is not None and self.branch.alive else None
+        branch = holed.branch if holed is not None else branch
         root = branch.root if branch is not None else None
         resident = branch.length if branch is not None else 0
         if root is not None:
@@ -150,11 +164,11 @@ class Session:
             device_bytes=resident * self.row_bytes,
             disk_bytes=disk_bytes,
             device_tokens=resident,
-            fidelity=self.fidelity_for(None, len(self.chain) + 1),
+            fidelity=Fidelity.RECALL if holed is not None else self.fidelity_for(None, len(self.chain) + 1),
             resident_tokens=root.length if root is not None else 0,
             sealed_tokens=self.sealed.length if self.sealed is not None else 0,
             host_bytes=root.compact.host_bytes if root is not None and root.compact is not None else 0,
-            exact=branch is None or branch.approx_from is None,
+            exact=self.old_memory is None and (branch is None or branch.approx_from is None),
         )
 
     # -- writing ------------------------------------------------------------------------------------------------------

@@ -63,10 +63,13 @@ class SessionTable:
         """Run a blocking store call on a thread."""
         return await asyncio.to_thread(function, *args)
 
+    def salt_of(self, tenant: TenantId) -> bytes:
+        """Return 32 bytes that are a tenant's own: an HMAC under the server's secret."""
+        return hmac.digest(self._secret, tenant.encode(), "sha256")
+
     def root_of(self, tenant: TenantId) -> BlockHash:
-        """Return the chain root of a tenant's sessions: the salt is an HMAC under the server's secret (invariant 9)."""
-        salt = hmac.digest(self._secret, tenant.encode(), "sha256")
-        return chain_root(salt, self.model.fingerprint, self.block_tokens, self.model.kv_dtype)
+        """Return the chain root of a tenant's sessions, which no other tenant has (invariant 9)."""
+        return chain_root(self.salt_of(tenant), self.model.fingerprint, self.block_tokens, self.model.kv_dtype)
 
     def chain(self, tenant: TenantId, tokens: list[int] | tuple[int, ...] = ()) -> Chain:
         """Return a chain over ``tokens`` under the tenant's root."""
@@ -146,9 +149,11 @@ class SessionTable:
         session.closed = True
         if session.background is not None:
             await session.background.close()
-        if session.branch is not None:
-            branch, session.branch = session.branch, None
-            await self.engine.call(self.engine.pool.release, branch)
+        branches = [session.branch, session.stale.branch if session.stale is not None else None]
+        session.branch = session.stale = None
+        for branch in branches:
+            if branch is not None:
+                await self.engine.call(self.engine.pool.release, branch)
 
     async def _forget_idle(self) -> None:
         if len(self._live) <= MAX_LIVE:

@@ -26,8 +26,8 @@ def seed_of(session: Session, params: SamplingParams | None, request_id: Request
 
 
 def same_request(before: str, now: str) -> None:
-    """Raise InvalidInput when two digests that came under one request id differ."""
-    if before != now:
+    """Raise InvalidInput when two digests that came under one request id differ. "" was forgotten with what the request said."""
+    if before and before != now:
         raise InvalidInput("request_id was used for another request in this session; use a new one", reason="REQUEST_ID_REUSED")
 
 

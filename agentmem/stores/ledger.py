@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections import defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from agentmem import faults
-from agentmem.errors import InvalidInput
+from agentmem.errors import InvalidInput, StorageFailed
 from agentmem.stores import block_rows, session_rows
 from agentmem.stores.database import Database
 from agentmem.stores.integrity import problems
@@ -17,6 +18,7 @@ from agentmem.stores.records import BlockRow, LedgerStats, Page, SessionSize
 from agentmem.stores.rows import forgotten_record, forgotten_rows, session_record, turn_record, turn_row
 from agentmem.types import BlockHash, Forgotten, SessionId, SessionRecord, TenantId, Turn
 
+log = logging.getLogger(__name__)
 _PUT_TURN = """
 INSERT INTO turns (session, turn, messages, token_ids, state, reply_start, finish_reason, fidelity, request_id, input_digest,
     usage, reuse, created_at, report)
@@ -213,8 +215,11 @@ class Ledger:
             gone = block_rows.drop_unreferenced(connection, dead)
             faults.point("ledger.before_commit")
         faults.point("ledger.after_commit")
-        with self._db.read() as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            with self._db.read() as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except StorageFailed as error:  # forgotten it is; the log will be written over
+            log.warning("what was forgotten is still in the ledger's log: %s", error.message)
         return gone
 
     # Blocks
