@@ -41,8 +41,8 @@ class Forgetter:
 
         Their content leaves the ledger in one transaction, which keeps an audit entry, and the files of blocks that only this session used
         go after it. What the assistant said about them stays, and so does all that sessions forked before have: those are others. Raises
-        InvalidInput where a message does not exist, is the assistant's, or the template does not take the conversation without it;
-        SessionBusy, StorageFailed. Then nothing is forgotten.
+        InvalidInput where a message does not exist or is the assistant's, SessionBusy, StorageFailed; then nothing is forgotten. A template
+        that cannot do without a message gets an empty one in its place.
         """
         async with session.writing("Forget"):
             wanted = wanted_of(session, targets)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from blake3 import blake3
 
 from agentmem.chat import Chat, ChatContext
-from agentmem.errors import InvalidInput
+from agentmem.errors import InvalidInput, TemplateNotAppendable
 from agentmem.sessions.session import Session
 from agentmem.sessions.stale import NOWHERE
 from agentmem.types import Forgotten, Message, Tail, Turn
@@ -71,7 +71,7 @@ def rewritten(chat: Chat, session: Session, wanted: Mapping[int, Sequence[int]],
     """Return the session without the messages ``wanted``. Generated tokens stay as they are.
 
     A turn that follows one of which nothing is left is rendered anew too, since it must close the reply before. Changes nothing. Raises
-    InvalidInput or TemplateNotAppendable where the template does not take the conversation without these messages.
+    InvalidInput or TemplateNotAppendable where the template takes the conversation neither without these messages nor with empty ones.
     """
     result, start, before = Rewritten(), 0, Tail.EMPTY
     for turn in session.turns:
@@ -120,15 +120,23 @@ def _without(turn: Turn, entry: Forgotten) -> Turn:
 
 
 def _rendered(chat: Chat, context: ChatContext, turn: Turn) -> Turn:
-    """Return ``turn`` with the tokens of the messages that it remembers, and of its reply."""
-    given: tuple[Message, ...] = turn.remembered
-    generated: tuple[int, ...] = ()
-    if turn.reply_start is not None:
-        given, generated = given[:-1], turn.token_ids[turn.reply_start :]
-    if not given and turn.reply_start is None:
-        return replace(turn, token_ids=())
-    ids = chat.encode(context, given, reply=turn.reply_start is not None)
-    return replace(turn, token_ids=(*ids, *generated), reply_start=None if turn.reply_start is None else len(ids))
+    """Return ``turn`` with the tokens of the messages that it remembers, and of its reply.
+
+    Where the template does not take the conversation without the others, they stay as empty messages.
+    """
+    if turn.reply_start is None:
+        return replace(turn, token_ids=tuple(_encoded(chat, context, turn.remembered, turn.messages, reply=False)))
+    ids = _encoded(chat, context, turn.remembered[:-1], turn.messages[:-1], reply=True)
+    return replace(turn, token_ids=(*ids, *turn.token_ids[turn.reply_start :]), reply_start=len(ids))
+
+
+def _encoded(chat: Chat, context: ChatContext, left: Sequence[Message], all_of_it: Sequence[Message], *, reply: bool) -> list[int]:
+    if not left and not reply:
+        return []
+    try:
+        return chat.encode(context, left, reply=reply)
+    except (InvalidInput, TemplateNotAppendable):
+        return chat.encode(context, all_of_it, reply=reply)
 
 
 def _moved(before: Sequence[int], places: list[int], after: Sequence[int]) -> list[int]:

@@ -170,6 +170,9 @@ class Sealing:
             return bool(due)
 
     def _due(self, session: Session) -> list[int]:
+        """Return the turns whose report can be made: all of them is exact. No turn is while replies go around what was forgotten."""
+        if session.stale is not None:
+            return []
         limit = approximate_from(session)
         if limit is None or not session.record.policy.reencode:
             limit = len(session.chain)

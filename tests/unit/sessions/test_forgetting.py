@@ -29,9 +29,12 @@ async def test_an_exact_call_answers_as_if_it_had_never_been_read(replica: Repli
     """Its tokens equal those of transformers for the conversation without the message, and the report says that it was forgotten."""
     await told(replica, policy=EXACT)
     before = replica.tokens()
-    await forget(replica, (1, 0))
-    after = replica.tokens()
-    answer = await replica.ask("a", "so?", 12, ignore_eos=True, fidelity=Fidelity.EXACT)
+    background = replica.session().background
+    assert background is not None
+    async with background.resting():  # it might be done first, and leave nothing to compute again
+        await forget(replica, (1, 0))
+        after = replica.tokens()
+        answer = await replica.ask("a", "so?", 12, ignore_eos=True, fidelity=Fidelity.EXACT)
 
     assert len(before) - len(after) >= len(SECRET)
     exact(replica, answer)

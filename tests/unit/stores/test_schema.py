@@ -12,7 +12,7 @@ from support.stores import SESSION, TENANT, session, turn
 from agentmem.errors import ConfigError, StorageFailed
 from agentmem.stores import Ledger
 from agentmem.stores.schema import VERSION, connect
-from agentmem.types import FidelityReport
+from agentmem.types import FidelityReport, Forgotten
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> object:
@@ -93,3 +93,21 @@ def test_unreachable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageFailed, match="file"):
         connect(tmp_path / "file" / "meta.sqlite")
+
+
+def test_version_2_learns_to_forget(tmp_path: Path) -> None:
+    """A file of version 2, which knows no forgotten messages, keeps its turns and then takes their entries, in forks too."""
+    path = tmp_path / "meta.sqlite"
+    ledger = Ledger(path)
+    ledger.create_session(session(), [turn(0), turn(1)])
+    ledger.close()
+    old = sqlite3.connect(path)
+    old.executescript("DROP TABLE forgotten; PRAGMA user_version = 2;")
+    old.close()
+    reopened = Ledger(path)
+    assert [turn(0), turn(1)] == reopened.turns(TENANT, SESSION)
+    left = replace(turn(1), forgotten=(Forgotten(0, "user", 7, "digest", 1.5),))
+    reopened.forget(TENANT, SESSION, 1, [left], set())
+    reopened.fork_session(SESSION, session("fork"), 1)
+    assert [[turn(0), left]] * 2 == [reopened.turns(TENANT, name.id) for name in (session(), session("fork"))]
+    reopened.close()
