@@ -6,6 +6,7 @@ import pytest
 from support.forgetting import SECRET, assert_exact, forget, told, unread
 from support.replica import TENANT, Replica, user
 
+from agentmem.sessions.requests import engine_request
 from agentmem.types import Fidelity, MissReason, Policy
 from agentmem.views import ForgetTarget, SealState
 
@@ -151,3 +152,37 @@ async def test_rollback_ends_the_old_memory(replica: Replica) -> None:
         await replica.manager.rollback(TENANT, "a", to_turn=2)
         assert replica.session().stale is None
     assert_exact(replica, await replica.ask("a", "next"))
+
+
+async def test_what_is_computed_around_a_hole_has_no_name(replica: Replica) -> None:
+    """No block of it can be found, archived or waited for by anybody: its K and V are not those of its tokens."""
+    await told(replica)
+    async with replica.session().background.resting():  # type: ignore[union-attr]
+        await forget(replica)
+        session = replica.session()
+        before = set(replica.core.engine.pool._index)
+        await unread(replica, "a", max_tokens=40, ignore_eos=True)
+        stale = session.stale
+        assert stale is not None
+        assert len(stale.tokens) > stale.branch.length - 40
+        assert set(replica.core.engine.pool._index) <= before
+        asked = stale.request(engine_request(session, session.chain.copy(), Fidelity.EXACT), [1] * 40)
+        assert ([], stale.holes) == (asked.chain.hashes, asked.holes)
+
+
+async def test_no_report_before_it_is_exact(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is too short to read again, replies go on approximately, and no report says that they were re-encoded."""
+    await told(replica)
+    session = replica.session()
+    async with session.background.resting():  # type: ignore[union-attr]
+        await forget(replica)
+        answer = await unread(replica, "a")
+    monkeypatch.setattr(replica.core.engine.pool, "fits", lambda *_, **__: False)
+    await replica.settle()
+    assert session.stale is not None
+    assert session.turns[answer.start.turn_index].report is None
+
+    monkeypatch.undo()
+    await replica.settle()
+    assert session.stale is None
+    assert session.turns[answer.start.turn_index].report is not None
