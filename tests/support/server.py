@@ -154,8 +154,8 @@ class Server:
     # -- its state on disk ----------------------------------------------------------------------------------------------
 
     def block_files(self) -> list[Path]:
-        """Return the block files, by name."""
-        return sorted((self.state_dir / "blocks").glob("*/*.safetensors"))
+        """Return the block files, by name; what sealing has put beside them (``<hash>.<name>.safetensors``) is not among them."""
+        return sorted(path for path in (self.state_dir / "blocks").glob("*/*.safetensors") if "." not in path.stem)
 
     def temp_files(self) -> list[Path]:
         """Return what interrupted writes left behind."""
