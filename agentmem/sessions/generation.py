@@ -20,7 +20,7 @@ from agentmem.sessions.inputs import ModelLimits, check_input, check_length, dig
 from agentmem.sessions.loss import note_lost
 from agentmem.sessions.replay import replay
 from agentmem.sessions.reply import Reply
-from agentmem.sessions.reports import FULL_CACHE, report_of
+from agentmem.sessions.reports import with_exact_report
 from agentmem.sessions.requests import engine_request
 from agentmem.sessions.reuse import reuse_of
 from agentmem.sessions.sealer import Sealer
@@ -264,7 +264,6 @@ class Generator:
     async def _adopt(self, session: Session, run: Run, turn: Turn) -> None:
         """Make what ``run`` did the session's state."""
         branch: Branch | None = run.branch
-        policy = session.record.policy
         if run.request.holes and session.stale is not None and branch is not None:
             session.chain.extend(session.stale.grow(branch, run.chain.tokens))
         else:
@@ -276,9 +275,7 @@ class Generator:
             await drop_stale(session, self.engine)
         session.evidence.add_turn(turn.index, run.request.policy, run.decoded)
         session.put_turn(turn)
-        if turn.state is TurnState.SEALED and turn.fidelity is Fidelity.EXACT:  # equal by construction: nothing to wait for
-            report = report_of(session.turns, turn.index, policy, session.evidence, reencoded=True, reference=FULL_CACHE)
-            session.turns[-1] = replace(turn, report=report)
+        session.turns[-1] = with_exact_report(session.turns, session.record.policy)
 
     async def _step_back(self, session: Session, run: Run) -> None:
         """Take the memory back from a run that came to nothing, without the rows that the session does not know of."""

@@ -18,7 +18,7 @@ from agentmem.sessions.forgetting import Forgetter
 from agentmem.sessions.generation import Asked, Generator
 from agentmem.sessions.inputs import check_input, digest_of
 from agentmem.sessions.recollection import Recollection
-from agentmem.sessions.reports import FULL_CACHE, report_of
+from agentmem.sessions.reports import with_exact_report
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.sealing import Sealing
 from agentmem.sessions.session import Session
@@ -301,10 +301,7 @@ class SessionManager:
             turn = session.open_turn
             if turn is not None:
                 session.put_turn(replace(turn, state=TurnState.SEALED))
-                if turn.fidelity is Fidelity.EXACT:
-                    policy = session.record.policy
-                    report = report_of(session.turns, turn.index, policy, session.evidence, reencoded=True, reference=FULL_CACHE)
-                    session.turns[-1] = replace(session.turns[-1], report=report)
+                session.turns[-1] = with_exact_report(session.turns, session.record.policy)
             if turn is not None or session.unsaved:
                 await self.sealer.commit(session)
                 session.notify(ChangeKind.SEALED, session.turns[-1].index)

@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from agentmem.engine.run import MAX_DECODED, Comparison
 from agentmem.sessions import budgets
-from agentmem.types import Fidelity, FidelityReport, Policy, Turn
+from agentmem.types import Fidelity, FidelityReport, Policy, Turn, TurnState
 
 FULL_CACHE = "full cache"
-MAX_DECODED = 1024  # distributions that wait for their comparison; of each one number for each token of the vocabulary
-
-
-class Comparison(Protocol):
-    """How one token that was decoded under an approximate view compares with the full cache.
-
-    ``position`` is the predicted token's in the session, ``kl`` KL(exact || decoded) in nats, ``agrees`` whether both find the same token
-    the likeliest.
-    """
-
-    @property
-    def position(self) -> int:
-        """Session position of the predicted token."""
-        ...
-
-    @property
-    def kl(self) -> float:
-        """KL(exact || decoded), nats."""
-        ...
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the likeliest token is the same."""
-        ...
 
 
 @dataclass(slots=True)
@@ -79,14 +55,17 @@ class Evidence:
                 del known[position]
 
 
-def report_of(turns: Sequence[Turn], index: int, policy: Policy, evidence: Evidence, *, reencoded: bool, reference: str) -> FidelityReport:
-    """Return the report of turn ``index``; ``policy`` is what the session has now, ``reference`` what the re-encode attended to.
+def with_exact_report(turns: Sequence[Turn], policy: Policy) -> Turn:
+    """Return the last of ``turns``, with its report where it is sealed and attended to everything: it is equal by construction."""
+    turn = turns[-1]
+    if turn.state is not TurnState.SEALED or turn.fidelity is not Fidelity.EXACT:
+        return turn
+    return replace(turn, report=budgets.after(policy, turns[:-1], FidelityReport(reference=FULL_CACHE)))
 
-    A turn that attended to everything is equal by construction: nothing was compared.
-    """
+
+def report_of(turns: Sequence[Turn], index: int, policy: Policy, evidence: Evidence, *, reencoded: bool, reference: str) -> FidelityReport:
+    """Return the report of an approximate turn; ``policy`` is what the session has now, ``reference`` what the re-encode attended to."""
     turn, before = turns[index], turns[:index]
-    if turn.fidelity is Fidelity.EXACT:
-        return budgets.after(policy, before, FidelityReport(reference=reference))
     start = sum(len(earlier.token_ids) for earlier in before)
     found = [c for position, c in sorted(evidence.compared.items()) if start <= position < start + len(turn.token_ids)]
     ran = evidence.policies.get(index) or budgets.effective(policy, before)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentmem.engine.run import Comparison
-from agentmem.sessions.reports import MAX_DECODED, Evidence, report_of
+from agentmem.engine.run import MAX_DECODED, Comparison
+from agentmem.sessions.reports import Evidence, report_of, with_exact_report
 from agentmem.types import Fidelity, FidelityReport, Policy, Turn, TurnState, Usage
 
 POLICY = Policy(keep=0.2, recall_tokens=32)
@@ -23,8 +23,11 @@ def report(evidence: Evidence, fidelity: Fidelity = Fidelity.RECALL, *, reencode
 
 
 def test_an_exact_turn_is_equal_by_construction() -> None:
-    """Nothing was compared, everything was attended to."""
-    made = report(Evidence(), Fidelity.EXACT)
+    """Nothing was compared, everything was attended to; other turns, and open ones, get no report this way."""
+    made = with_exact_report(turns(Fidelity.EXACT), POLICY).report
+    assert made is not None
+    assert with_exact_report(turns(Fidelity.RECALL), POLICY).report is None
+    assert with_exact_report([Turn(0)], POLICY).report is None
     assert (0, 1.0, 1.0, None, 1.0, 0) == (
         made.tokens,
         made.top1_agreement,
