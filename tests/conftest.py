@@ -12,6 +12,8 @@ from agentmem import faults
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before torch is imported. As many tests run at once as there are cores, and each process keeps to one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in [name for name in os.environ if name.startswith("AGENTMEM_")]:
     del os.environ[name]
 

@@ -17,6 +17,7 @@ from numba import types
 from numba.core.cgutils import raw_memcpy
 from numba.extending import intrinsic
 
+from agentmem.memory.compiled import kept
 from agentmem.memory.decode_kernel import WIDTH, _from_bfloat16, _from_float16, _from_float32, _pointer
 from agentmem.stores.mapped import ArchiveFormat
 
@@ -157,7 +158,7 @@ def layer_copier(format: ArchiveFormat, dtype: str, dim: int, *, keys: bool) -> 
     """Return ``copy(source, layer, out)``: tokens 0 to n of a layer into ``out`` ``[kv_heads, n, dim]``, elements as they are stored."""
     read = row_reader(format, dtype, dim, keys=keys)
 
-    @nb.njit(nogil=True)
+    @kept(format, dtype, dim, keys, nogil=True)
     def copy(source: Any, layer: int, out: Any) -> None:  # pragma: no cover - compiled
         tokens = source[1]
         for head in range(out.shape[0]):
@@ -176,7 +177,7 @@ def row_gatherer(format: ArchiveFormat, dtype: str, dim: int) -> Callable[..., N
     read_v = row_reader(format, dtype, dim, keys=False)
     touch = toucher(format, dtype, dim)
 
-    @nb.njit(nogil=True)
+    @kept(format, dtype, dim, nogil=True)
     def gather(k: Any, v: Any, layer: int, ids: Any, counts: Any, out_k: Any, out_v: Any) -> None:  # pragma: no cover - compiled
         tokens = k[1]
         for head in range(len(counts)):

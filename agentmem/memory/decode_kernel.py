@@ -19,6 +19,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from agentmem.memory.compiled import kept
+
 TILE = 64  # keys whose scores are kept at a time
 UNROLL = 4
 WIDTH = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.uint16}  # how a stored element looks to the kernel
@@ -148,7 +150,7 @@ def piece_kernel(dtype: str, dim: int, group: int) -> Kernel:
     like = np.empty(0, WIDTH[dtype])
     score, soften, add = _scoring(load, dim, group), _softening(dim, group), _adding(load, dim, group)
 
-    @nb.njit(nogil=True, fastmath=True)
+    @kept(dtype, dim, group, nogil=True, fastmath=True)
     def kernel(  # pragma: no cover - compiled
         k_address: Any, v_address: Any, n_rows: Any, query: Any, q: Any, out: Any, top: Any, total: Any, like: Any
     ) -> None:
@@ -171,7 +173,7 @@ def piece_kernel(dtype: str, dim: int, group: int) -> Kernel:
     return lambda *args: kernel(*args, like)
 
 
-@nb.njit
+@kept()
 def place_pieces(  # pragma: no cover - compiled
     slot: Any, head: Any, row: Any, out: Any, top: Any, total: Any, outs: Any, lses: Any
 ) -> None:

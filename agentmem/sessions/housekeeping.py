@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HEAL_SECONDS = 1.0
-SWEEP_AGE_SECONDS = 3600.0
+TEMP_AGE_SECONDS = 3600.0  # workers that outlive a server may be writing
 EXPIRE_AT_ONCE = 256
 
 
@@ -27,6 +27,7 @@ class Housekeeper:
     def __init__(self, manager: SessionManager, settings: StorageSettings) -> None:
         self.manager = manager
         self.settings = settings
+        self._began = time.time()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -67,7 +68,9 @@ class Housekeeper:
         return count
 
     async def _sweep(self) -> None:
-        report = await asyncio.to_thread(self.manager.archive.sweep, min_age_s=SWEEP_AGE_SECONDS)
+        """Remove what the process before this one left: it may have died between forgetting in the ledger and erasing on disk."""
+        age = time.time() - self._began
+        report = await asyncio.to_thread(self.manager.archive.sweep, min_age_s=age, temp_age_s=max(age, TEMP_AGE_SECONDS))
         if report.orphans or report.temps:
             log.info("swept %d orphaned blocks and %d temporary files", report.orphans, report.temps)
 

@@ -269,13 +269,15 @@ class Archive:
             free = unpromised - self._held.keys()
             for block_hash in free:
                 self._host.drop(block_hash)
-            return sum(self._files.delete(block_hash) for block_hash in free)
+            return sum(self._files.erase(block_hash) for block_hash in free)
 
-    def sweep(self, *, min_age_s: float) -> SweepReport:
+    def sweep(self, *, min_age_s: float, temp_age_s: float | None = None) -> SweepReport:
         """Remove the files that interrupted writes left behind: see ``BlockFiles.sweep``. Blocks that are held stay."""
         with self._lock:
             return self._files.sweep(
-                lambda hashes: self._ledger.block_rows(hashes) | (self._held.keys() & set(hashes)), min_age_s=min_age_s
+                lambda hashes: self._ledger.block_rows(hashes) | (self._held.keys() & set(hashes)),
+                min_age_s=min_age_s,
+                temp_age_s=temp_age_s,
             )
 
     # The whole

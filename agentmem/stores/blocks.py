@@ -142,10 +142,19 @@ class BlockFiles:
                 self._remove(result)
         return gone
 
-    def sweep(self, known: Callable[[list[BlockHash]], Collection[BlockHash]], *, min_age_s: float) -> SweepReport:
-        """Remove temporary files, and blocks and results of blocks that ``known`` does not return, when older than ``min_age_s`` seconds.
+    def erase(self, block_hash: BlockHash) -> bool:
+        """Delete the block, and from quarantine what was damaged of it: what somebody wants gone is nowhere to be read."""
+        for aside in self._quarantine.glob(f"*-{self.path(block_hash).stem}.*"):
+            aside.unlink(missing_ok=True)
+        return self.delete(block_hash)
 
-        0 is for the start, before anybody writes; later the age must exceed what a write and its commit may take. Counts bytes anew.
+    def sweep(
+        self, known: Callable[[list[BlockHash]], Collection[BlockHash]], *, min_age_s: float, temp_age_s: float | None = None
+    ) -> SweepReport:
+        """Remove blocks, and results of blocks, that ``known`` does not return when older than ``min_age_s`` seconds; count bytes anew.
+
+        Temporary files go when older than ``temp_age_s``, if not given than ``min_age_s``: other processes may be writing results. 0 is for
+        moments when nobody writes; else the age must exceed what a write and its commit may take.
         """
         orphans = temps = 0
         for entry in self._entries():
@@ -153,9 +162,10 @@ class BlockFiles:
                 age = time.time() - entry.stat().st_mtime
             except FileNotFoundError:
                 continue  # a temporary file that was renamed just now
-            if age < min_age_s:
+            temp = entry.name.endswith(TEMP_SUFFIX)
+            if age < (temp_age_s if temp and temp_age_s is not None else min_age_s):
                 continue
-            if entry.name.endswith(TEMP_SUFFIX):
+            if temp:
                 Path(entry.path).unlink(missing_ok=True)
                 temps += 1
             elif (named := parse_name(entry.name)) is not None and not known([named[0]]):

@@ -11,6 +11,7 @@ import numba as nb
 import numpy as np
 
 from agentmem.memory.archived_kernel import AHEAD, place_of, row_reader, toucher, wide
+from agentmem.memory.compiled import kept
 from agentmem.stores.mapped import ArchiveFormat
 
 TILE = 32  # keys that are copied before they are scored
@@ -126,7 +127,7 @@ def ranker(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Callable[
     """
     score = scorer(format, dtype, dim, group)
 
-    @nb.njit(nogil=True)
+    @kept(format, dtype, dim, group, nogil=True)
     def rank(  # pragma: no cover - compiled
         source: Any, layer: int, candidates: Any, resident: Any, q: Any, seen: Any, ids: Any, counts: Any
     ) -> None:
@@ -142,7 +143,7 @@ def ranker(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Callable[
     return rank  # type: ignore[no-any-return]
 
 
-@nb.njit(fastmath=True)
+@kept(fastmath=True)
 def lowest_cosine(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
     """Return the lowest cosine between rows of the same number of ``a`` and ``b``, fp32 ``[heads, dim]``. A zero row turns nowhere."""
     lowest = np.float32(1)

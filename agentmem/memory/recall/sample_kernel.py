@@ -11,6 +11,7 @@ import numba as nb
 import numpy as np
 
 from agentmem.memory.archived_kernel import place_of, row_reader, wide
+from agentmem.memory.compiled import kept
 from agentmem.stores.mapped import ArchiveFormat
 
 UNSEEN = -10_000.0  # bias of a key that another head's query sampled: its weight is 0, and finite arithmetic stays finite
@@ -51,7 +52,7 @@ def sampler(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Callable
 
     stored, load = wide(format, dtype)
 
-    @nb.njit(nogil=True)
+    @kept(format, dtype, dim, group, nogil=True)
     def sample(  # pragma: no cover - compiled
         source: Any, layer: int, codes: Any, own: Any, resident: Any, q: Any, mean: Any, bits: int,
         found: Any, counts: Any, products: Any, bias: Any,

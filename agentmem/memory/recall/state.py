@@ -12,7 +12,7 @@ from agentmem.memory.recall.rank_kernel import lowest_cosine
 from agentmem.memory.shape import KVShape
 
 # Lowest cosine, over the heads, between the query that chose a layer's rows and the one that reuses them. From one token to the next it is
-# 0.6 in the median (SmolLM2, code); rows chosen 1 to 3 tokens before hold 90% of what fresh ones hold above 0.5, 80% below.
+# 0.6 in the median (SmolLM2, code), so most steps search: what was found for a query at 0.5 costs planted facts a KL of 0.07, at 0.8 0.005.
 TURN_AWAY = 0.8
 
 

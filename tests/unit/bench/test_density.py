@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +13,15 @@ from agentmem.units import MIB
 from agentmem.views import ServerStats
 
 NOTHING = Memory(0, 0, 0, 0)
+# A process that says when it is there, and again when it has filled a buffer; pytest's own frees what earlier tests left at any moment.
+_BUFFER = """
+import sys
+print(flush=True)
+sys.stdin.readline()
+buffer = bytearray(b"x") * int(sys.argv[1])
+print(flush=True)
+sys.stdin.readline()
+"""
 
 
 @pytest.mark.parametrize("given", [{"context": 0}, {"budget": MIB - 1}, {"most_sessions": 0}])
@@ -22,14 +32,19 @@ def test_sizes_that_measure_nothing_are_refused(given: dict[str, int]) -> None:
 
 
 def test_memory_is_what_the_server_counts_and_what_its_process_has() -> None:
-    """Device and index come from the server; a buffer of this process shows in its anonymous memory and its USS."""
-    stats = ServerStats(kv_bytes_used=5, index_bytes=7)
-    before = Memory.of(stats, os.getpid())
-    buffer = bytearray(os.urandom(64 * MIB))
-    after = Memory.of(stats, os.getpid())
+    """Device and index come from the server; a buffer of its process shows in the process's anonymous memory and its USS."""
+    stats, size = ServerStats(kv_bytes_used=5, index_bytes=7), 64 * MIB
+    with subprocess.Popen([sys.executable, "-c", _BUFFER, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        before = Memory.of(stats, process.pid)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        after = Memory.of(stats, process.pid)
+        process.stdin.close()
     assert (5, 7) == (after.device, after.index)
     for grown in (after.anonymous - before.anonymous, after.uss - before.uss):
-        assert 0.9 * len(buffer) <= grown <= 1.5 * len(buffer)
+        assert 0.9 * size <= grown <= 1.5 * size
 
 
 def test_a_session_costs_what_the_second_half_of_them_adds() -> None:

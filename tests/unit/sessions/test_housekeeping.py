@@ -120,7 +120,6 @@ async def test_reaping_forgets_old_replies(replica: Replica) -> None:
 async def test_the_clock_reaps_heals_and_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left alone, a replica deletes expired sessions, makes durable what was not, removes orphans, and survives errors."""
     monkeypatch.setattr(housekeeping, "HEAL_SECONDS", 0.01)
-    monkeypatch.setattr(housekeeping, "SWEEP_AGE_SECONDS", 0.0)
     orphan = tmp_path / "state" / "blocks" / "ab" / f"{'ab' * 32}.safetensors"
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"x")

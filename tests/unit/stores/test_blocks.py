@@ -246,6 +246,27 @@ def test_sweep_leaves_young_files(files: BlockFiles) -> None:
     assert files.exists(digest("young"))
 
 
+def test_sweep_leaves_young_temporary_files_to_other_processes(files: BlockFiles) -> None:
+    """A worker may be writing a result while a new server sweeps; it writes no blocks."""
+    write(files, "old")
+    temp = files.path(digest("old")).with_name("half.tmp")
+    temp.touch()
+    assert SweepReport(orphans=1, temps=0) == files.sweep(lambda _: [], min_age_s=0, temp_age_s=60)
+    assert temp.exists()
+
+
+def test_erased_blocks_leave_quarantine(files: BlockFiles, tmp_path: Path) -> None:
+    """What is erased, maybe since it was to be forgotten, isn't kept among damaged files either."""
+    write(files, "a", "b")
+    for name in "ab":
+        path = files.path(digest(name))
+        path.write_bytes(path.read_bytes()[:-1])
+        assert MissReason.CORRUPT == reason(files, name)
+    files.erase(digest("a"))
+    (aside,) = (tmp_path / "quarantine").iterdir()
+    assert files.path(digest("b")).name in aside.name
+
+
 def test_sweep_passes_over_files_that_vanish(files: BlockFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """A temporary file that is renamed between listing and looking is none of the sweep's business."""
     write(files, "a")
