@@ -1,4 +1,4 @@
-"""What a replica does by the clock: expire sessions, forget old replies, heal what is not durable, retry what was put off, sweep once."""
+"""What a replica does by the clock: expire sessions, forget replies and evidence, heal and retry what could not be done, sweep once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from agentmem.errors import AgentMemError
+from agentmem.sessions.reports import shed
 
 if TYPE_CHECKING:
     from agentmem.config import StorageSettings
@@ -37,6 +38,7 @@ class Housekeeper:
             loop.create_task(_every(self.settings.reap_seconds, lambda: self.reap(time.time()))),
             loop.create_task(_every(HEAL_SECONDS, self.manager.sealer.heal)),
             loop.create_task(_every(HEAL_SECONDS, self.manager.sealing.retry)),
+            loop.create_task(_every(HEAL_SECONDS, self.shed)),
         ]
         if self.settings.sweep:
             self._tasks.append(loop.create_task(self._sweep()))
@@ -66,6 +68,10 @@ class Housekeeper:
             except AgentMemError as error:
                 log.warning("expired session %s could not be deleted: %s", session_id, error.message)
         return count
+
+    async def shed(self) -> None:
+        """Bound what sessions keep for fidelity reports that wait for idle steps."""
+        shed(session.evidence for session in self.manager.table)
 
     async def _sweep(self) -> None:
         """Remove what the process before this one left: it may have died between forgetting in the ledger and erasing on disk."""

@@ -29,7 +29,7 @@ def turn_infos(
     kept, jobs = _kept_before(session), sealing.jobs(session)
     for turn in list(session.turns):
         start, end = end, end + len(turn.token_ids)
-        on_disk = [n_bytes for index, _, n_bytes in rows if index == turn.index]
+        on_disk = {block: n_bytes for index, block, n_bytes in rows if index == turn.index}
         resident = _resident(session, kept, start, end)
         infos.append(
             TurnInfo(
@@ -37,7 +37,8 @@ def turn_infos(
                 n_tokens=len(turn.token_ids),
                 n_blocks=end // size - start // size,
                 blocks_on_disk=len(on_disk),
-                disk_bytes=sum(on_disk),
+                disk_bytes=sum(on_disk.values()),
+                host_bytes=sealing.sealer.archive.host_bytes(on_disk),
                 durable=turn.index not in session.unsaved,
                 resident_tokens=round(resident),
                 kept=(kept(end) - kept(start)) / (end - start) if end > start else 1.0,

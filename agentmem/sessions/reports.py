@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from torch import Tensor
 
 from agentmem.engine.run import MAX_DECODED, Comparison
 from agentmem.sessions import budgets
 from agentmem.types import Fidelity, FidelityReport, Policy, Turn, TurnState
+from agentmem.units import MIB
 
 FULL_CACHE = "full cache"
+MAX_DECODED_BYTES = 512 * MIB  # distributions that all sessions keep for reports to come
 
 
 @dataclass(slots=True)
@@ -26,6 +29,11 @@ class Evidence:
     policies: dict[int, Policy] = field(default_factory=dict)
     decoded: dict[int, Tensor] = field(default_factory=dict)
     compared: dict[int, Comparison] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the distributions."""
+        return sum(row.nbytes for row in self.decoded.values())
 
     def add_turn(self, index: int, policy: Policy, decoded: dict[int, Tensor]) -> None:
         """Take in what a run has left; of too many distributions the oldest go."""
@@ -53,6 +61,17 @@ class Evidence:
         for known in (self.decoded, self.compared):
             for position in [position for position in known if start <= position < stop]:
                 del known[position]
+
+
+def shed(evidences: Iterable[Evidence], max_bytes: int = MAX_DECODED_BYTES) -> None:
+    """Drop distributions until all take at most ``max_bytes``: the older half of who has most. Their reports compare fewer tokens."""
+    sizes = [(evidence, evidence.nbytes) for evidence in evidences]
+    while sum(size for _, size in sizes) > max_bytes:
+        sizes.sort(key=itemgetter(1))
+        most, _ = sizes.pop()
+        for position in sorted(most.decoded)[: -(-len(most.decoded) // 2)]:
+            del most.decoded[position]
+        sizes.append((most, most.nbytes))
 
 
 def with_exact_report(turns: Sequence[Turn], policy: Policy) -> Turn:

@@ -282,6 +282,11 @@ class Archive:
 
     # The whole
 
+    def host_bytes(self, hashes: Iterable[BlockHash]) -> int:
+        """Return the bytes that these blocks take in the host tier now."""
+        with self._lock:
+            return sum(map(self._host.size_of, hashes))
+
     def stats(self) -> ArchiveStats:
         """Return use of the tiers and counts since the start."""
         with self._lock:

@@ -27,6 +27,10 @@ class HostTier:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def size_of(self, block_hash: BlockHash) -> int:
+        """Return the bytes of the block here, 0 when it is not, without marking it as used."""
+        return sum(tensor.nbytes for tensor in self._blocks.get(block_hash, ()))
+
     def get(self, block_hash: BlockHash) -> tuple[Tensor, Tensor] | None:
         """Return K and V and mark the block as used, None when it is not here."""
         if block_hash not in self._blocks:

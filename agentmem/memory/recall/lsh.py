@@ -8,21 +8,22 @@ that the codes of a session of one unit stay in the page cache. Beyond, one ``In
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agentmem.compression.simhash import projection
 from agentmem.memory.recall.port import Found, Recallable, recallers
+from agentmem.memory.recall.rank_kernel import sign_codes
 from agentmem.memory.recall.ranking import Ranking
 from agentmem.memory.sealed import SealedUnit
 
 FLAT_TOKENS = 32_768  # up to here all codes are compared: 0.25 ms a KV head at most
+SHARED_TOKENS = 4096  # from here on torch's threads search together: two take two thirds of one's time, which pays for waking the second
 LIST_TOKENS = 128  # codes of a list of the inverted file, on average
 PROBED = 4  # one list in so many is read: less than half the time; of clustered keys it finds all, of a real model's nine in ten
 # Candidates for each token that is wanted, over the queries of a group, before doubles. SmolLM2 over 4,000 tokens of code, 256 wanted:
@@ -95,7 +96,7 @@ class LshRecall:
         layers, _, self._length, width = codes.shape
         self._memory = memory
         self._ranking = Ranking(memory)
-        self._directions = [projection(layer, memory.rows.head_dim, width * 8) for layer in range(layers)]
+        self._directions = [projection(layer, memory.rows.head_dim, width * 8).numpy() for layer in range(layers)]
         self._index: list[list[Flat | Inverted]]
         with one_thread():
             if self._length <= FLAT_TOKENS:
@@ -115,11 +116,11 @@ class LshRecall:
 
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
         """Return the best ``limit`` of the candidates that the group's queries find together."""
-        pool = self._candidates(layer, query, limit)
+        pool = self._candidates(layer, query, limit, range(self._memory.rows.kv_heads))
         return replace(self._ranking.best(layer, pool, query, limit), pool=pool)
 
-    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
-        """Rank the candidates of the last search anew, and beside them whatever follows a token that was chosen in the last step.
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
+        """Search for the heads that turned away; the others rank their last candidates anew, and beside them what follows a token chosen.
 
         Heads that copy attend to the next token of what they copy, and its key need not resemble the last query (measured on planted
         facts: without this, and without ranking anew, KL is fifty times that of a search in each step).
@@ -127,20 +128,26 @@ class LshRecall:
         if last.pool is None:
             return self.find(layer, query, limit)
         following = last.ids.astype(np.int64) + 1
-        following[(np.arange(limit) >= last.counts[:, None]) | (following >= self._length)] = -1
-        return replace(self._ranking.best(layer, np.concatenate([last.pool, following], axis=1), query, limit), pool=last.pool)
+        following[(np.arange(limit) >= last.counts[:, None]) | (following >= self._length) | away[:, None]] = -1
+        pool = last.pool.copy()
+        pool[away] = self._candidates(layer, query, limit, np.flatnonzero(away).tolist())
+        return replace(self._ranking.best(layer, np.concatenate([pool, following], axis=1), query, limit), pool=pool)
 
-    def _candidates(self, layer: int, query: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
-        """Return ``[kv_heads, m]`` tokens, maybe doubled. Each query brings at least ``limit``, since all of a group may find the same."""
-        group, kv_heads = self._memory.group, self._memory.rows.kv_heads
+    def _candidates(self, layer: int, query: NDArray[np.float32], limit: int, heads: Sequence[int]) -> NDArray[np.int64]:
+        """Return tokens for these KV heads ``[heads, m]``, maybe doubled, -1 for none; m depends on ``limit`` alone.
+
+        Each query brings at least ``limit``, since all of a group may find the same.
+        """
+        group = self._memory.group
         wanted = max(limit, math.ceil(OVERSAMPLE * limit / group)) * self._per_free
         if wanted >= self._length:
-            return np.tile(np.arange(self._length), (kv_heads, 1))
+            return np.tile(np.arange(self._length), (len(heads), 1))
         k = math.ceil(wanted)
-        found = np.empty((kv_heads, group, k), np.int64)
-        with one_thread():
-            product = torch.mm(torch.from_numpy(query), self._directions[layer].T).numpy()
-            codes = np.packbits(product > 0, axis=-1, bitorder="little").reshape(kv_heads, group, -1)
-            for head, index in enumerate(self._index[layer]):
-                found[head] = index.search(codes[head], k)
-        return found.reshape(kv_heads, -1)
+        found = np.empty((len(heads), group, k), np.int64)
+        directions = self._directions[layer]
+        codes = np.empty((group, len(directions) // 8), np.uint8)
+        with one_thread() if self._length < SHARED_TOKENS else nullcontext():
+            for i, head in enumerate(heads):
+                sign_codes(query[head * group : (head + 1) * group], directions, codes)
+                found[i] = self._index[layer][head].search(codes, k)
+        return found.reshape(len(heads), group * k)

@@ -21,6 +21,6 @@ class NoRecall:
         """Return no tokens."""
         return Found(np.empty((self._kv_heads, limit), np.int32), np.zeros(self._kv_heads, np.int64))
 
-    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
         """Return no tokens."""
         return self.find(layer, query, limit)

@@ -26,6 +26,6 @@ class Oracle:
         """Return the best ``limit`` tokens."""
         return self._ranking.best(layer, self._all, query, limit)
 
-    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
         """Rank every token anew: a control does not save."""
         return self.find(layer, query, limit)

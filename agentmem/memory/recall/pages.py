@@ -57,6 +57,6 @@ class PageRecall:
             found.counts[head] = len(tokens)
         return found
 
-    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
         """Choose pages anew: bounds are cheap, and the paper does so in every step."""
         return self.find(layer, query, limit)

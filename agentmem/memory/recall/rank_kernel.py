@@ -144,9 +144,27 @@ def ranker(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Callable[
 
 
 @kept(fastmath=True)
-def lowest_cosine(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
-    """Return the lowest cosine between rows of the same number of ``a`` and ``b``, fp32 ``[heads, dim]``. A zero row turns nowhere."""
-    lowest = np.float32(1)
+def sign_codes(x: Any, directions: Any, codes: Any) -> None:  # pragma: no cover - compiled
+    """Write the SimHash codes of ``x`` fp32 ``[n, dim]`` to ``codes`` uint8 ``[n, bits / 8]``, as ``simhash.encode`` does."""
+    for i in range(x.shape[0]):
+        for byte in range(codes.shape[1]):
+            code = 0
+            for bit in range(8):
+                product = np.float32(0)
+                for d in range(x.shape[1]):
+                    product += x[i, d] * directions[byte * 8 + bit, d]
+                code |= (product > 0) << bit
+            codes[i, byte] = code
+
+
+@kept(fastmath=True)
+def lowest_cosines(a: Any, b: Any, lowest: Any) -> None:  # pragma: no cover - compiled
+    """Write to ``lowest`` fp32 ``[kv_heads]`` the lowest cosine of each group between rows of the same number of ``a`` and ``b``.
+
+    Both fp32 ``[heads, dim]``. A zero row turns nowhere.
+    """
+    group = a.shape[0] // lowest.shape[0]
+    lowest[:] = 1
     for h in range(a.shape[0]):
         both, one, other = np.float32(0), np.float32(0), np.float32(0)
         for d in range(a.shape[1]):
@@ -154,5 +172,4 @@ def lowest_cosine(a: Any, b: Any) -> Any:  # pragma: no cover - compiled
             one += a[h, d] * a[h, d]
             other += b[h, d] * b[h, d]
         if one * other > 0:
-            lowest = min(lowest, both / math.sqrt(one * other))
-    return lowest
+            lowest[h // group] = min(lowest[h // group], np.float32(both / math.sqrt(one * other)))

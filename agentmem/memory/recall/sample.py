@@ -89,7 +89,7 @@ class SampleRecall:
             found.counts[head] = len(taken)
         return found
 
-    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
         """Sample anew: the estimate is for one query."""
         return self.find(layer, query, limit)
 

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from agentmem.memory.archived import ArchivedRows
 from agentmem.memory.recall.port import Found, Recaller
-from agentmem.memory.recall.rank_kernel import lowest_cosine
+from agentmem.memory.recall.rank_kernel import lowest_cosines
 from agentmem.memory.shape import KVShape
 
-# Lowest cosine, over the heads, between the query that chose a layer's rows and the one that reuses them. From one token to the next it is
-# 0.6 in the median (SmolLM2, code), so most steps search: what was found for a query at 0.5 costs planted facts a KL of 0.07, at 0.8 0.005.
+# Lowest cosine, over the heads of a group, between the query that chose a layer's rows and the one that reuses them. From one token to the
+# next it is 0.6 in the median (SmolLM2, code), so three heads in four search in a step. Planted facts, searched again by the lowest of all
+# heads: KL 0.07 at 0.5, 0.005 at 0.8.
 TURN_AWAY = 0.8
 
 
@@ -21,8 +22,8 @@ class RecallState:
 
     ``k`` and ``v`` ``[layers, kv_heads, n, head_dim]`` on the model's device, n = ``limit`` or, if less, all archived tokens: of KV head h
     of layer l the first ``counts[l, h]`` rows count. ``bias`` fp32 ``[layers, heads, n]`` is added to the scaled scores of these rows; None
-    until a method gives one. Counters: ``searches``, ``reuses`` (layers and steps), ``turned_away`` (searches that a query forced),
-    ``tokens_read`` (rows of K and V, of one KV head of one layer).
+    until a method gives one. Counters, of KV heads in layers and steps: ``searches``, ``turned_away`` (those that a query forced),
+    ``reuses``, and ``tokens_read`` (rows of K and V).
 
     Another device gets its rows through ``staged`` memory of the host, pinned, without waiting: a layer's part of it is written again in a
     later step, when the device has long read it, since a step ends by reading its logits.
@@ -61,23 +62,29 @@ class RecallState:
     def refresh(self, layer: int, query: NDArray[np.float32]) -> None:
         """Make the layer's rows fit for ``query`` ``[heads, head_dim]`` (RoPE applied, not scaled, contiguous).
 
-        They are searched when there are none, every ``stride`` steps, another quarter of the layers at a time if that is 4, and when the
-        query has turned away from the one that searched last. In the steps between, they are chosen anew from what that search was about.
+        They are searched when there are none, every ``stride`` steps, another quarter of the layers at a time if that is 4, and for a KV
+        head whose queries have turned away from those that searched last. Else they are chosen anew from what that search was about.
         """
-        last, n = self._found[layer], self.k.shape[2]
-        if last is None or (self._step + layer) % self._stride == 0 or self._turned_away(layer, query):
-            found = self._recaller.find(layer, query, n)
+        last, n, kv_heads = self._found[layer], self.k.shape[2], self.k.shape[1]
+        if last is None or (self._step + layer) % self._stride == 0:
+            found, searched = self._recaller.find(layer, query, n), kv_heads
             self._chose[layer] = query
-            self.searches += 1
         else:
-            found = self._recaller.again(layer, query, n, last)
-            self.reuses += 1
+            away = self._turned_away(layer, query)
+            found, searched = self._recaller.again(layer, query, n, last, away), int(away.sum())
+            self.turned_away += searched
+        self.searches += searched
+        self.reuses += kv_heads - searched
         self._found[layer] = found
         self._gather(layer, found)
 
-    def _turned_away(self, layer: int, query: NDArray[np.float32]) -> bool:
-        away = bool(lowest_cosine(query, self._chose[layer]) < TURN_AWAY)
-        self.turned_away += away
+    def _turned_away(self, layer: int, query: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return which KV heads ``[kv_heads]`` have to be searched; their queries are the ones to be held against from now on."""
+        lowest = np.empty(self.k.shape[1], np.float32)
+        lowest_cosines(query, self._chose[layer], lowest)
+        away = lowest < TURN_AWAY
+        own = np.repeat(away, len(query) // len(away))
+        self._chose[layer][own] = query[own]
         return away
 
     def _gather(self, layer: int, found: Found) -> None:

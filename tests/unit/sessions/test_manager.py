@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.replica import BLOCK, MAX_CONTEXT, OTHER, TENANT, Replica, chunks_of, gather_bytes, user
+from support.replica import BLOCK, MAX_CONTEXT, OTHER, TENANT, Replica, chunks_of, gather_bytes, running, user
 from support.sealing import result_files
 
 from agentmem import faults
 from agentmem.errors import AlreadyExists, InvalidInput, NotFound, SessionBusy, StorageFailed
 from agentmem.types import Fidelity, Policy, SessionFormat, ToolSpec, TurnState
+from agentmem.units import MIB
 from agentmem.views import SessionPatch, SessionSpec
 
 CALLS: dict[str, Callable[[Replica], Awaitable[Any]]] = {
@@ -286,6 +288,15 @@ async def test_inspect_counts_blocks_where_they_end(replica: Replica) -> None:
     assert turns[0].n_blocks > 0
     assert info.disk_bytes == sum(turn.disk_bytes for turn in turns) > 0
     assert all(turn.durable for turn in turns)
+
+
+async def test_inspect_sees_the_host_tier(tmp_path: Path) -> None:
+    """The blocks that host memory holds count for the turn that completes them."""
+    async with running(tmp_path / "state", memory__host_bytes=MIB) as replica:
+        await replica.create(system="x" * 50)
+        await replica.ask("a", "y" * 50)
+        _, turns = await replica.manager.inspect(TENANT, "a")
+        assert replica.core.archive.stats().host_used == sum(turn.host_bytes for turn in turns) > 0
 
 
 async def test_writers_exclude_each_other(replica: Replica) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agentmem.engine.run import MAX_DECODED, Comparison
-from agentmem.sessions.reports import Evidence, report_of, with_exact_report
+from agentmem.sessions.reports import Evidence, report_of, shed, with_exact_report
 from agentmem.types import Fidelity, FidelityReport, Policy, Turn, TurnState, Usage
 
 POLICY = Policy(keep=0.2, recall_tokens=32)
@@ -77,3 +77,14 @@ def test_evidence_is_bounded_and_goes_when_it_was_used() -> None:
     fork = evidence.upto(1, 15)
     assert ({1}, {8}, 14) == (fork.policies.keys(), fork.compared.keys(), max(fork.decoded))
     assert {8, 20} == evidence.compared.keys()
+
+
+def test_who_has_most_sheds_its_oldest() -> None:
+    """Above the bound the largest loses its older half, again and again; below it nobody loses anything."""
+    small, large = Evidence(decoded=dict.fromkeys(range(2), ROW)), Evidence(decoded=dict.fromkeys(range(9), ROW))
+    shed([small, large], max_bytes=11 * ROW.nbytes)
+    assert (2, 9) == (len(small.decoded), len(large.decoded))
+    shed([small, large], max_bytes=5 * ROW.nbytes)
+    assert ([0, 1], [7, 8]) == (sorted(small.decoded), sorted(large.decoded))
+    shed([small, large, Evidence()], max_bytes=0)
+    assert small.decoded == large.decoded == {}

@@ -67,7 +67,7 @@ def test_queries_are_hashed_as_keys_are() -> None:
     search = LshRecall(recallable(k, v))
     for layer in range(2):
         for token in (0, 123, 299):
-            assert token == search._candidates(layer, k[layer, 0, token : token + 1].numpy(), 1)[0, 0]
+            assert token == search._candidates(layer, k[layer, 0, token : token + 1].numpy(), 1, [0])[0, 0]
 
 
 def clustered_codes(n: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
@@ -102,7 +102,7 @@ def test_long_sessions_use_inverted_files(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(isinstance(index, Inverted) for index in search._index[0])
     found = search.find(0, query, 300)
     assert 0.5 < share(found, Oracle(memory).find(0, query, 300))
-    assert (search._candidates(0, query, 300) == -1).any()
+    assert (search._candidates(0, query, 300, [0, 1]) == -1).any()
     assert 2 * 1100 * 40 < search.host_bytes
 
 
@@ -114,6 +114,31 @@ def test_codes_of_one_unit_are_not_copied() -> None:
     assert np.shares_memory(LshRecall(one)._index[0][1]._codes, one.sealed.units[0].codes.numpy())  # type: ignore[union-attr]
     assert 200 * 2 * 32 == LshRecall(cut).host_bytes - LshRecall(one).host_bytes
     assert (1, 2, 200, 32) == codes_of(cut.sealed.units).shape
+
+
+@pytest.mark.parametrize("limit", [20, 2000])
+def test_only_who_turned_away_is_searched(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Its KV head finds what a search of all finds; the others choose among their old candidates, and those are kept."""
+    k, v = clustered_kv((1, 2, 2000, 32))
+    search = LshRecall(recallable(k, v, None, 3))
+    before, now = queries_near(k, 0, 3, 1), queries_near(k, 0, 3, 2)
+    first, fresh = search.find(0, before, limit), search.find(0, now, limit)
+    old_pool = first.pool
+    assert old_pool is not None
+    kept = old_pool.copy()
+    searched = []
+    for head, index in enumerate(search._index[0]):
+        monkeypatch.setattr(index, "search", lambda *args, head=head, real=index.search: (searched.append(head), real(*args))[1])
+    found = search.again(0, now, limit, first, np.array([False, True]))
+    assert ([1] if limit == 20 else []) == searched
+    assert found.pool is not None
+    assert fresh.pool is not None
+    assert set(fresh.ids[1, : fresh.counts[1]]) == set(found.ids[1, : found.counts[1]])
+    assert np.array_equal(fresh.pool[1], found.pool[1])
+    assert np.array_equal(kept[0], found.pool[0])
+    assert np.array_equal(kept, old_pool)
+    following = first.ids[0, : first.counts[0]] + 1
+    assert np.isin(found.ids[0, : found.counts[0]], [*kept[0], *following]).all()
 
 
 def test_mostly_resident_sessions_search_wider() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from support.archives import archived, random_kv, recallable
 
-from agentmem.memory.recall.rank_kernel import lowest_cosine, nth_highest, rank_of, scorer, select
+from agentmem.compression.simhash import encode, projection
+from agentmem.memory.recall.rank_kernel import lowest_cosines, nth_highest, rank_of, scorer, select, sign_codes
 from agentmem.memory.recall.ranking import Ranking
 from agentmem.stores.mapped import ArchiveFormat
 
@@ -87,9 +88,24 @@ def test_by_hand() -> None:
 
 
 def test_cosines() -> None:
-    """The lowest over the heads, whatever the lengths; a zero query has turned nowhere."""
-    a = np.array([[1, 0], [2, 0], [0, 0]], np.float32)
-    b = np.array([[3, 0], [1, 1], [5, 5]], np.float32)
-    assert pytest.approx(np.sqrt(0.5)) == lowest_cosine(a, b)
-    assert 1 == lowest_cosine(a, a)
-    assert pytest.approx(-1) == lowest_cosine(a, -a)
+    """The lowest over the heads of a group, whatever the lengths; a zero query has turned nowhere."""
+    a = np.array([[1, 0], [2, 0], [0, 0], [0, 4]], np.float32)
+    b = np.array([[3, 0], [1, 1], [5, 5], [0, -1]], np.float32)
+    lowest = np.empty(2, np.float32)
+    for other, expected in ((b, [np.sqrt(0.5), -1]), (a, [1, 1]), (-a, [-1, -1])):
+        lowest_cosines(a, other, lowest)
+        assert pytest.approx(expected) == lowest.tolist()
+
+
+@pytest.mark.parametrize(("bits", "dim"), [(64, 16), (256, 64), (512, 128)])
+def test_codes_are_those_that_sealing_makes(bits: int, dim: int) -> None:
+    """The same bits in the same places, but where a product is so near zero that the order of a sum decides."""
+    x = torch.randn((5, dim), generator=torch.Generator().manual_seed(0))
+    codes = np.empty((5, bits // 8), np.uint8)
+    sign_codes(x.numpy(), projection(0, dim, bits).numpy(), codes)
+    clear = ((x @ projection(0, dim, bits).T).abs() > 1e-4).numpy()
+    assert clear.mean() > 0.99
+    same = np.unpackbits(codes ^ encode(x, projection(0, dim, bits)).numpy(), axis=1, bitorder="little") == 0
+    assert same[clear].all()
+    sign_codes(np.zeros((1, dim), np.float32), projection(0, dim, bits).numpy(), codes[:1])
+    assert not codes[:1].any()

@@ -26,6 +26,7 @@ class Scripted:
     def __init__(self, bias: Callable[[int], NDArray[np.float32] | None] = lambda _: None) -> None:
         self.layers: list[int] = []
         self.again_from: list[Found] = []
+        self.away: list[list[bool]] = []
         self._bias = bias
 
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
@@ -34,8 +35,9 @@ class Scripted:
         counts = np.array([min(n, limit), min(n, limit) - 1])
         return Found(np.tile(np.arange(n, n + limit, dtype=np.int32), (KV_HEADS, 1)), counts, self._bias(n))
 
-    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found) -> Found:
+    def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
         self.again_from.append(last)
+        self.away.append(away.tolist())
         return Found(last.ids + 1, last.counts)
 
 
@@ -67,7 +69,7 @@ def test_a_search_fills_its_layer(staged: bool) -> None:
             assert torch.equal(k[head, n : n + count], state.k[layer, head, :count])
             assert torch.equal(v[head, n : n + count], state.v[layer, head, :count])
     assert 2 * LAYERS * KV_HEADS * LIMIT * DIM * 4 * (2 if staged else 1) == state.nbytes
-    assert (LAYERS, 0, 0, 1 + 3 + 5 + 7) == (state.searches, state.reuses, state.turned_away, state.tokens_read)
+    assert (KV_HEADS * LAYERS, 0, 0, 1 + 3 + 5 + 7) == (state.searches, state.reuses, state.turned_away, state.tokens_read)
 
 
 def test_layers_take_turns() -> None:
@@ -80,7 +82,7 @@ def test_layers_take_turns() -> None:
     for _ in range(8):
         step(state)
     assert [2, 1, 0, 3, 2, 1, 0, 3] == recaller.layers
-    assert (12, 24, 0) == (state.searches, state.reuses, state.turned_away)
+    assert (12 * KV_HEADS, 24 * KV_HEADS, 0) == (state.searches, state.reuses, state.turned_away)
 
 
 def test_the_steps_between_choose_anew() -> None:
@@ -105,8 +107,8 @@ def test_a_stride_of_one_always_searches() -> None:
     assert [0, 1, 2, 3] * 3 == recaller.layers
 
 
-def test_one_head_that_turns_away_is_enough() -> None:
-    """The lowest cosine decides, against the query that chose the rows and not the one before."""
+def test_one_head_that_turns_away_has_its_group_searched() -> None:
+    """The lowest cosine of a group decides, against the query that searched last and not the one before; other groups are left alone."""
     recaller = Scripted()
     state, _ = state_of(recaller, stride=64)
     step(state)
@@ -115,7 +117,8 @@ def test_one_head_that_turns_away_is_enough() -> None:
     step(state, 3 * QUERY)  # length does not matter
     assert 0 == state.turned_away
     step(state, turning)
-    assert (LAYERS, 2 * LAYERS) == (state.turned_away, state.searches)
+    assert [[False, False]] * LAYERS + [[False, True]] * LAYERS == recaller.away
+    assert (LAYERS, 3 * LAYERS) == (state.turned_away, state.searches)
     step(state, turning)
     assert LAYERS == state.turned_away
     step(state)
@@ -132,7 +135,7 @@ def test_a_slow_turn_is_noticed() -> None:
         query[:, 0], query[:, 1] = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         state.refresh(0, query)
         state.begin_step()
-    assert (2, 1) == (state.searches, state.turned_away)
+    assert (2 * KV_HEADS, KV_HEADS) == (state.searches, state.turned_away)
 
 
 def test_a_query_that_does_not_lie_in_one_piece() -> None:
@@ -142,7 +145,7 @@ def test_a_query_that_does_not_lie_in_one_piece() -> None:
     batch = np.stack([QUERY, -QUERY], 1)
     step(state, batch[:, 0])
     step(state)
-    assert LAYERS == state.reuses
+    assert LAYERS * KV_HEADS == state.reuses
 
 
 def test_no_more_memory_than_tokens() -> None:
