@@ -190,9 +190,9 @@ class Policy:
     """How a session's memory is kept.
 
     ``compressor`` chooses the share ``keep`` of sealed tokens that stays resident, per layer and KV head. ``recall`` names the method that
-    fetches up to ``recall_tokens`` archived tokens for each KV head in each step; it searches every ``stride`` steps, in all layers but the
-    first ``dense_layers``, which attend to everything; ``bits`` is the length of a key's hash code. ``objective``: least top-1 agreement of
-    a turn; below it ``keep`` and ``recall_tokens`` grow for the next turn. 0: they stay as they are.
+    fetches up to ``recall_tokens`` archived tokens for each KV head in each step; it searches at least every ``stride`` steps, in all
+    layers but the first ``dense_layers``, which attend to everything; ``bits`` is the length of a key's hash code. ``objective``: least
+    top-1 agreement of a turn; below it ``keep`` and ``recall_tokens`` grow for the next turn. 0: they stay as they are.
     """
 
     fidelity: Fidelity = Fidelity.AUTO
@@ -201,7 +201,7 @@ class Policy:
     recall: str = "lsh"
     recall_tokens: int = 256
     bits: int = 256
-    stride: int = 4
+    stride: int = 8
     dense_layers: int = 0
     prefill: Prefill = Prefill.EXACT
     reencode: bool = True

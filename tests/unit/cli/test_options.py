@@ -14,7 +14,7 @@ def test_a_policy_from_words() -> None:
     wanted = Policy(Fidelity.RECALL, "knorm", 0.5, "oracle", 64, 128, 2, 1, Prefill.VIEW, reencode=False, objective=0.5)
     words = [f"{name}={str(value).lower()}" for name, value in asdict(wanted).items()]
     assert wanted == options.policy(words)
-    assert Policy(stride=8) == options.policy(["stride=8"])
+    assert Policy(stride=2) == options.policy(["stride=2"])
     assert Policy() == options.policy(None)
 
 
