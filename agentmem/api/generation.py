@@ -53,6 +53,8 @@ class GenerationService(GenerationServiceServicer):
 
     async def Converse(self, request_iterator: AsyncIterator[pb.ConverseRequest], context: Context) -> None:
         """Refuse: the tool loop on one stream is not in this version."""
+        async for _ in request_iterator:
+            break  # a client whose first write is cut off is told of an internal error instead
         raise NotImplementedYet("Converse is not in this version; call Generate once a step", metadata={"capability": "converse"})
 
     async def EndTurn(self, request: pb.EndTurnRequest, context: Context) -> pb.EndTurnResponse:
