@@ -1,7 +1,7 @@
 """Compiled kernels that outlive the process: compiling takes seconds at every start, reading what was compiled a hundredth of that.
 
 numba's own cache finds a function by its closure, and a closure over other compiled functions differs in every process. Here a kernel is
-found by its name, the parameters it was made for, the types of its arguments, the processor, and the text of all kernels.
+found by its name, the parameters it was made for, the types of its arguments, the processor, the compiler, and the text of all kernels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import hashlib
 import logging
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba as nb
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
@@ -57,7 +59,15 @@ class KernelCache(NullCache):
 
     def path(self, signature: object, codegen: Any) -> Path:
         """Return where the code for arguments of ``signature`` is kept."""
-        what = (nb.__version__, _sources(), self._name, str(signature), codegen.magic_tuple())
+        what = (
+            sys.implementation.cache_tag,
+            llvmlite.__version__,
+            nb.__version__,
+            _sources(),
+            self._name,
+            str(signature),
+            codegen.magic_tuple(),
+        )
         return DIRECTORY / f"{self._name[1].split('.')[0]}-{hashlib.sha256(repr(what).encode()).hexdigest()}"
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -12,7 +12,7 @@ from agentmem.memory.recall.rank_kernel import lowest_cosines
 from agentmem.memory.shape import KVShape
 
 # Lowest cosine, over the heads of a group, between the query that chose a layer's rows and the one that reuses them. From one token to the
-# next it is 0.6 in the median (SmolLM2, code), so three heads in four search in a step. Planted facts, searched again by the lowest of all
+# next it is 0.6 in the median (SmolLM2, code), so most search in a step. Planted facts, searched again by the lowest of all
 # heads: KL 0.07 at 0.5, 0.005 at 0.8.
 TURN_AWAY = 0.8
 
@@ -62,7 +62,7 @@ class RecallState:
     def refresh(self, layer: int, query: NDArray[np.float32]) -> None:
         """Make the layer's rows fit for ``query`` ``[heads, head_dim]`` (RoPE applied, not scaled, contiguous).
 
-        They are searched when there are none, every ``stride`` steps, another quarter of the layers at a time if that is 4, and for a KV
+        They are searched when there are none, every ``stride`` steps, another part of the layers at a time, and for a KV
         head whose queries have turned away from those that searched last. Else they are chosen anew from what that search was about.
         """
         last, n, kv_heads = self._found[layer], self.k.shape[2], self.k.shape[1]
