@@ -167,12 +167,25 @@ def sealing_rules(stores: Stores, model: ModelHandle, chat: Chat, scale: float, 
 
 
 def build_core(settings: Settings, model: ModelHandle) -> Core:
-    """Wire a replica around a loaded model and start its engine. Call on the event loop that will use it."""
+    """Wire a replica around a loaded model and start its engine. Call on the event loop that will use it.
+
+    When it raises, the state directory is free for another.
+    """
+    with contextlib.ExitStack() as undo:
+        lock = StateLock(settings.storage.state_dir)
+        undo.callback(lock.release)
+        stores = open_stores(settings, model)
+        undo.callback(stores.ledger.close)
+        core = _wire(settings, model, stores, build_engine(settings, model, stores.archive), lock)
+        undo.pop_all()
+    core.engine.start()
+    core.housekeeper.start()
+    return core
+
+
+def _wire(settings: Settings, model: ModelHandle, stores: Stores, engine: Engine, lock: StateLock) -> Core:
     state = settings.storage.state_dir
-    lock = StateLock(state)
     secret = read_secret(state)
-    stores = open_stores(settings, model)
-    engine = build_engine(settings, model, stores.archive)
     executor = make_executor(settings.workers, stores.seal_files, stores.header, stores.archive_format, state)
     identity = ModelIdentity(model.name, model.fingerprint, model.parts.tokenizer, stores.kv_dtype)
     exact_bytes = int(settings.memory.session_share * engine.pool.budget_bytes)
@@ -186,8 +199,6 @@ def build_core(settings: Settings, model: ModelHandle) -> Core:
     generator = Generator(engine, chat, sealer, ModelLimits(model.vocab_size, max_context), settings.server.resume_seconds)
     manager = SessionManager(table, generator, sealing, stores.archive)
     housekeeper = Housekeeper(manager, settings.storage)
-    engine.start()
-    housekeeper.start()
     return Core(manager, engine, stores.ledger, stores.archive, executor, model, housekeeper, lock)
 
 

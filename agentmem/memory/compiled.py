@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import pickle
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from typing import Any
 
 import llvmlite
 import numba as nb
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -26,6 +29,10 @@ from numba.core.serialize import dumps
 log = logging.getLogger(__name__)
 DIRECTORY = Path("~/.cache/agentmem/kernels").expanduser()
 _DIGEST_BYTES = 32
+
+# numba tells functions of one name and type apart by a number that every process counts from 1. Code from another process would link
+# to ours of the same number, made for other parameters; so every process counts from a place of its own.
+FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))
 
 
 def kept(*parameters: object, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -44,9 +51,9 @@ def kept(*parameters: object, **options: Any) -> Callable[[Callable[..., Any]], 
 
 @functools.cache
 def _sources() -> str:
-    """Return a digest of the text of all kernels: they are inlined into each other."""
+    """Return a digest of the text of all kernels, which are inlined into each other, and of how they are kept."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*kernel.py")):
+    for path in [Path(__file__), *sorted(Path(__file__).parent.rglob("*kernel.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

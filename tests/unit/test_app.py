@@ -22,7 +22,8 @@ from support.replica import MAX_CONTEXT, PROMPT, TENANT, Replica, encode, greedy
 
 from agentmem import app
 from agentmem.config import ServerSettings, load_settings
-from agentmem.errors import ConfigError, Draining
+from agentmem.errors import ConfigError, Draining, UnsupportedModel
+from agentmem.stores.state import StateLock
 from agentmem.telemetry import Metrics
 from agentmem.types import FinishEvent, FinishReason, SamplingParams, TokenEvent
 from agentmem_client import AsyncAgentMem
@@ -43,6 +44,18 @@ def test_kv_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < app.kv_budget(auto, cpu) <= psutil.virtual_memory().total * app.KV_SHARE
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1000, 2000))
     assert 1000 * app.KV_SHARE == app.kv_budget(auto, gpu)
+
+
+def test_a_start_that_fails_leaves_the_directory_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is refused holds neither lock nor ledger."""
+
+    def refuse(*_: object) -> None:
+        raise UnsupportedModel("not this one")
+
+    monkeypatch.setattr(app, "verify_seam", refuse)
+    with pytest.raises(UnsupportedModel):
+        app.build_core(replica_settings(tmp_path), tiny_model())
+    StateLock(tmp_path).release()
 
 
 # -- metrics

@@ -73,23 +73,45 @@ def test_other_text_or_another_numba_is_another_kernel(monkeypatch: pytest.Monke
     assert not was_read(changed)
 
 
-_SECOND = """
+_OTHER = """
 import sys
 from pathlib import Path
 import numpy as np
 from agentmem.memory import compiled
 compiled.DIRECTORY = Path(sys.argv[1])
-from agentmem.memory.decode_kernel import piece_kernel, place_pieces
-k = np.ones((2, 16), np.float32)
-address, q = np.array([k.ctypes.data], np.uint64), np.ones((1, 16), np.float32)
-out, top, total = np.empty((1, 1, 16), np.float32), np.empty((1, 1), np.float32), np.empty((1, 1), np.float32)
-piece_kernel("float32", 16, 1)(address, address, np.array([2]), np.array([0]), q, out, top, total)
-print(*out.ravel().tolist(), *top.ravel().tolist(), len(list(compiled.DIRECTORY.iterdir())))
+from agentmem.memory.decode_kernel import piece_kernel
+
+def attend(dim):
+    k = np.ones((2, dim), np.float32)
+    address, q = np.array([k.ctypes.data], np.uint64), np.ones((1, dim), np.float32)
+    out, top, total = np.empty((1, 1, dim), np.float32), np.empty((1, 1), np.float32), np.empty((1, 1), np.float32)
+    piece_kernel("float32", dim, 1)(address, address, np.array([2]), np.array([0]), q, out, top, total)
+    return [*out.ravel().tolist(), *top.ravel().tolist()]
+
+print([attend(int(dim)) for dim in sys.argv[2:]])
 """
+
+
+def attended(directory: Path, *dims: int) -> str:
+    """Return what a new process prints that attends to two rows of ones with heads of each of ``dims``."""
+    command = [sys.executable, "-c", _OTHER, str(directory), *map(str, dims)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def expected(*dims: int) -> str:
+    """Return what it must print: sums of two ones, and the score of ``dim`` products."""
+    return f"{[[2.0] * dim + [float(dim)] for dim in dims]}\n"
 
 
 def test_processes_share_them(directory: Path) -> None:
     """Closures over other compiled functions are found again by another process, which compiles nothing."""
-    command = [sys.executable, "-c", _SECOND, str(directory)]
-    first, second = (subprocess.run(command, capture_output=True, check=True, text=True).stdout for _ in range(2))
-    assert first == second == f"{'2.0 ' * 16}16.0 1\n"
+    assert expected(16) == attended(directory, 16) == attended(directory, 16)
+    assert 1 == len(list(directory.iterdir()))
+
+
+def test_code_of_many_processes_runs_in_one(directory: Path) -> None:
+    """Functions that differ only in what they were made for stay apart, read or compiled, whichever process compiled them."""
+    assert [expected(16), expected(64)] == [attended(directory, 16), attended(directory, 64)]
+    assert expected(32, 16, 64) == attended(directory, 32, 16, 64)
