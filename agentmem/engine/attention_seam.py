@@ -94,18 +94,20 @@ def _attend_parts(step: StepBatch, layer: int, query: Tensor, attend: AttendFn, 
     heads, n_rows, dim = query.shape
     plan = step.plan(layer)
     compiled = bool(plan.singles) and is_available(query.device)
-    direct = plan.n_slots == 1
-    dtype = query.dtype if direct and not compiled else torch.float32
-    results = _Results(
-        torch.zeros((plan.n_slots, heads, n_rows, dim), dtype=dtype, device=query.device),
-        torch.full((plan.n_slots, heads, n_rows), float("-inf"), dtype=torch.float32, device=query.device),
-    )
     for recalled in plan.recalls:
         recalled.state.refresh(layer, query[:, recalled.row].float().cpu().numpy())
-        if recalled.state.bias is not None or not compiled:
-            _attend_recalled(recalled, layer, query, results, scale)
+    weighted = [recalled for recalled in plan.recalls if recalled.state.bias is not None or not compiled]  # no kernel weighs
+    direct = plan.n_slots == 1 or (compiled and not weighted and not plan.calls)  # the kernel merges what it attends to
+    n_slots = 1 if direct else plan.n_slots
+    dtype = query.dtype if direct and not compiled else torch.float32
+    results = _Results(
+        torch.zeros((n_slots, heads, n_rows, dim), dtype=dtype, device=query.device),
+        torch.full((n_slots, heads, n_rows), float("-inf"), dtype=torch.float32, device=query.device),
+    )
+    for recalled in weighted:
+        _attend_recalled(recalled, layer, query, results, scale)
     if compiled:
-        plan.decode = plan.decode or DecodePlan(plan.singles, plan.recalls, heads)
+        plan.decode = plan.decode or DecodePlan(plan.singles, [recalled for recalled in plan.recalls if recalled not in weighted], heads)
         plan.decode.run(layer, query, results.outs, results.lses, scale)
     for call in plan.calls if compiled else plan.every_call():
         keys, values = call.part.rows(layer, call.part.start, call.part.stop)

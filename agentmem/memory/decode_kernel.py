@@ -174,20 +174,34 @@ def piece_kernel(dtype: str, dim: int, group: int) -> Kernel:
 
 
 @kept()
-def place_pieces(  # pragma: no cover - compiled
-    slot: Any, head: Any, row: Any, out: Any, top: Any, total: Any, outs: Any, lses: Any
+def merge_pieces(  # pragma: no cover - compiled
+    bounds: Any, slots: Any, rows: Any, out: Any, top: Any, total: Any, outs: Any, lses: Any
 ) -> None:
-    """Normalise every piece that has rows into ``outs[slot, head + g, row]`` and its log-sum-exp into the same place of ``lses``.
+    """Merge the pieces of every row, normalised, into ``outs[slot, head, row]``, and their log-sum-exp into the same place of ``lses``.
 
-    Arguments as of ``piece_kernel``; ``slot``, ``head`` (first of the group), ``row`` int64 ``[pieces]``; ``outs``
-    ``[slots, heads, T, dim]`` and ``lses`` ``[slots, heads, T]``, both fp32.
+    ``out``, ``top`` and ``total`` as ``piece_kernel`` wrote them; row i of ``rows`` (int64, its ``slots`` beside it) has the queries
+    ``bounds[i]`` to ``bounds[i + 1]``, a piece each for every KV head. ``outs`` ``[slots, heads, T, dim]`` and ``lses`` ``[slots, heads,
+    T]``, both fp32. Where none of its pieces has rows nothing is written.
     """
-    n_pieces, group, dim = out.shape
-    for piece in range(n_pieces):
-        for g in range(group):
-            weight = total[piece, g]
-            if weight == 0:
+    _, group, dim = out.shape
+    kv_heads = outs.shape[1] // group
+    for i in range(len(rows)):
+        for head in range(outs.shape[1]):
+            g = head % group
+            pieces = range(bounds[i] * kv_heads + head // group, bounds[i + 1] * kv_heads, kv_heads)
+            highest, weight = np.float32(-np.inf), np.float32(0)
+            for piece in pieces:
+                highest = max(highest, top[piece, g])
+            if highest == -np.inf:
                 continue
+            own = outs[slots[i], head, rows[i]]
+            own[:] = 0
+            for piece in pieces:
+                if total[piece, g] > 0:
+                    shrink = np.float32(math.exp(top[piece, g] - highest))
+                    weight += shrink * total[piece, g]
+                    for d in range(dim):
+                        own[d] += shrink * out[piece, g, d]
             for d in range(dim):
-                outs[slot[piece], head[piece] + g, row[piece], d] = out[piece, g, d] / weight
-            lses[slot[piece], head[piece] + g, row[piece]] = top[piece, g] + math.log(weight)
+                own[d] /= weight
+            lses[slots[i], head, rows[i]] = highest + math.log(weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentmem.memory.attention import attend_reference, merge
+from agentmem.memory.attention import attend_reference
 from agentmem.memory.decode import DecodePlan, Single, is_available
 from agentmem.memory.segment import Segment
 from agentmem.memory.shape import KVShape
@@ -53,17 +53,22 @@ def test_every_row_equals_the_reference(dtype: torch.dtype, kv_heads: int, group
             torch.testing.assert_close(lses[0, :, row : row + 1], lse, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_parts_merge_and_other_rows_are_left_alone() -> None:
-    """A view in two parts equals the whole; rows of the batch that the plan does not name keep what they had."""
+@pytest.mark.parametrize("slots", [(0, 1, 2), (2, 1, 3)])
+def test_parts_merge_and_other_rows_are_left_alone(slots: tuple[int, ...]) -> None:
+    """Views in several parts equal the whole, each in its row's lowest slot; what the plan does not name keeps what it had."""
     whole = segment(2, 32, 100, torch.float32, 1)
-    query = torch.randn(4, 3, 32, generator=torch.Generator().manual_seed(4))
-    plan = DecodePlan([Single(1, whole, 0, 37, 0), Single(1, whole, 37, 100, 1)], [], 4)
-    outs, lses = outcome(plan, 0, query, 2, 0.2)
+    query = torch.randn(4, 4, 32, generator=torch.Generator().manual_seed(4))
+    parts = [Single(3, whole, 0, 9, slots[0]), Single(1, whole, 0, 37, slots[0]), Single(1, whole, 37, 40, slots[1])]
+    plan = DecodePlan([*parts, Single(1, whole, 40, 100, slots[2])], [], 4)
+    outs, lses = outcome(plan, 0, query, 4, 0.2)
 
-    expected, _ = attend_reference(query[:, 1:2], whole.k[0, :, :100], whole.v[0, :, :100], causal=False, scale=0.2)
-    torch.testing.assert_close(merge(outs, lses)[:, 1:2], expected, rtol=TOLERANCE, atol=TOLERANCE)
-    assert not outs[:, :, [0, 2]].any()
-    assert lses[:, :, [0, 2]].isneginf().all()
+    for row, stop, slot in ((1, 100, min(slots)), (3, 9, slots[0])):
+        out, lse = attend_reference(query[:, row : row + 1], whole.k[0, :, :stop], whole.v[0, :, :stop], causal=False, scale=0.2)
+        torch.testing.assert_close(outs[slot, :, row : row + 1], out, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(lses[slot, :, row : row + 1], lse, rtol=TOLERANCE, atol=TOLERANCE)
+        outs[slot, :, row], lses[slot, :, row] = 0, float("-inf")
+    assert not outs.any()
+    assert lses.isneginf().all()
 
 
 def test_extreme_scores() -> None:

@@ -108,7 +108,7 @@ class LshRecall:
                 self._index_bytes = sum(index.nbytes for layer in inverted for index in layer)
                 self._index = [[*layer] for layer in inverted]
         free = self._length - int(memory.resident.sum(axis=-1).max())
-        self._per_free = self._length / free if free else math.inf  # residents are dropped from what is found
+        self._per_free: float = self._length / max(free, 1)  # residents are dropped from what is found
 
     @property
     def host_bytes(self) -> int:
@@ -117,7 +117,12 @@ class LshRecall:
 
     def find(self, layer: int, query: NDArray[np.float32], limit: int) -> Found:
         """Return the best ``limit`` of the candidates that the group's queries find together."""
-        pool = self._candidates(layer, query, limit, range(self._memory.rows.kv_heads))
+        kv_heads, wanted = self._memory.rows.kv_heads, self._wanted(limit)
+        if wanted < self._length:
+            pool = np.empty((kv_heads, self._memory.group * wanted), np.int64)
+            self._search(layer, query, range(kv_heads), pool)
+        else:
+            pool = np.tile(np.arange(self._length), (kv_heads, 1))
         return replace(self._ranking.best(layer, pool, query, limit), pool=pool)
 
     def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
@@ -126,29 +131,22 @@ class LshRecall:
         Heads that copy attend to the next token of what they copy, and its key need not resemble the last query (measured on planted
         facts: without this, and without ranking anew, KL is fifty times that of a search in each step).
         """
-        if last.pool is None:
+        pool = last.pool
+        if pool is None:
             return self.find(layer, query, limit)
-        following = last.ids.astype(np.int64) + 1
-        following[(np.arange(limit) >= last.counts[:, None]) | (following >= self._length) | away[:, None]] = -1
-        pool = last.pool.copy()
-        pool[away] = self._candidates(layer, query, limit, np.flatnonzero(away).tolist())
-        return replace(self._ranking.best(layer, np.concatenate([pool, following], axis=1), query, limit), pool=pool)
+        if self._wanted(limit) < self._length:
+            self._search(layer, query, np.flatnonzero(away).tolist(), pool)
+        return replace(self._ranking.best(layer, pool, query, limit, (last.ids, np.where(away, 0, last.counts))), pool=pool)
 
-    def _candidates(self, layer: int, query: NDArray[np.float32], limit: int, heads: Sequence[int]) -> NDArray[np.int64]:
-        """Return tokens for these KV heads ``[heads, m]``, maybe doubled, -1 for none; m depends on ``limit`` alone.
+    def _wanted(self, limit: int) -> int:
+        """Return how many tokens each query asks for: at least ``limit``, since all of a group may find the same. Above all: all."""
+        return math.ceil(max(limit, math.ceil(OVERSAMPLE * limit / self._memory.group)) * self._per_free)
 
-        Each query brings at least ``limit``, since all of a group may find the same.
-        """
-        group = self._memory.group
-        wanted = max(limit, math.ceil(OVERSAMPLE * limit / group)) * self._per_free
-        if wanted >= self._length:
-            return np.tile(np.arange(self._length), (len(heads), 1))
-        k = math.ceil(wanted)
-        found = np.empty((len(heads), group, k), np.int64)
-        directions = self._directions[layer]
+    def _search(self, layer: int, query: NDArray[np.float32], heads: Sequence[int], pool: NDArray[np.int64]) -> None:
+        """Write to the rows ``heads`` of ``pool`` ``[kv_heads, group * k]`` the k tokens that each query finds, -1 for none."""
+        group, directions = self._memory.group, self._directions[layer]
         codes = np.empty((group, len(directions) // 8), np.uint8)
         with one_thread() if self._length < SHARED_TOKENS else nullcontext():
-            for i, head in enumerate(heads):
+            for head in heads:
                 sign_codes(query[head * group : (head + 1) * group], directions, codes)
-                found[i] = self._index[layer][head].search(codes, k)
-        return found.reshape(len(heads), group * k)
+                pool[head] = self._index[layer][head].search(codes, pool.shape[1] // group).ravel()

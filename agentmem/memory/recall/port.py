@@ -57,7 +57,7 @@ class Recaller(Protocol):
     def again(self, layer: int, query: NDArray[np.float32], limit: int, last: Found, away: NDArray[np.bool_]) -> Found:
         """Do as ``find`` for the query of a later step, with no more than what is needed; ``last`` is what the step before found.
 
-        ``away`` ``[kv_heads]``: whose queries have turned away from those that searched last.
+        ``away`` ``[kv_heads]``: whose queries have turned away from those that searched last. ``last.pool`` may be written to.
         """
         ...
 

@@ -18,14 +18,28 @@ TILE = 32  # keys that are copied before they are scored
 
 
 @nb.njit(inline="always")
-def collect(candidates: Any, resident: Any, seen: Any, found: Any) -> Any:  # pragma: no cover - compiled
-    """Write the tokens among the candidates, residents and doubles apart, to ``found``; return how many. Leaves ``seen`` clear."""
+def note(token: Any, resident: Any, seen: Any, found: Any, n: Any) -> Any:  # pragma: no cover - compiled
+    """Write ``token`` as number ``n`` of ``found`` unless it is resident or was seen; return how many there are now."""
+    if seen[token] or resident[token]:
+        return n
+    seen[token] = True
+    found[n] = token
+    return n + 1
+
+
+@nb.njit(inline="always")
+def collect(candidates: Any, chosen: Any, resident: Any, seen: Any, found: Any) -> Any:  # pragma: no cover - compiled
+    """Write the candidates and what follows each token ``chosen``, residents and doubles apart, to ``found``; return how many.
+
+    Leaves ``seen`` clear.
+    """
     n = 0
-    for candidate in candidates:
-        if candidate >= 0 and not seen[candidate] and not resident[candidate]:
-            seen[candidate] = True
-            found[n] = candidate
-            n += 1
+    for token in candidates:
+        if token >= 0:
+            n = note(token, resident, seen, found, n)
+    for token in chosen:
+        if token + 1 < len(seen):
+            n = note(token + 1, resident, seen, found, n)
     for i in range(n):
         seen[found[i]] = False
     return n
@@ -120,21 +134,22 @@ def scorer(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Any:
 
 @functools.cache
 def ranker(format: ArchiveFormat, dtype: str, dim: int, group: int) -> Callable[..., None]:
-    """Return ``rank(source, layer, candidates, resident, q, seen, ids, counts)``, which finds the best candidates of every KV head.
+    """Return ``rank(source, layer, candidates, chosen, n_chosen, resident, q, seen, ids, counts)``: the best candidates of every KV head.
 
-    ``candidates`` int64 ``[kv_heads, m]``, in any order, doubled, -1 for none; ``resident`` bool ``[kv_heads, length]``; ``q`` fp32
-    ``[heads, dim]``; ``seen`` bool ``[length]``, all False. Writes ``ids`` int32 ``[kv_heads, limit]`` and ``counts`` int64 ``[kv_heads]``.
+    ``candidates`` int64 ``[kv_heads, m]``, in any order, doubled, -1 for none; beside them what follows KV head h's first ``n_chosen[h]``
+    (int64) tokens of ``chosen``, int32 ``[kv_heads, any]``; ``resident`` bool ``[kv_heads, length]``; ``q`` fp32 ``[heads, dim]``; ``seen``
+    bool ``[length]``, all False. Writes ``ids`` int32 ``[kv_heads, limit]`` and ``counts`` int64 ``[kv_heads]``.
     """
     score = scorer(format, dtype, dim, group)
 
     @kept(format, dtype, dim, group, nogil=True)
     def rank(  # pragma: no cover - compiled
-        source: Any, layer: int, candidates: Any, resident: Any, q: Any, seen: Any, ids: Any, counts: Any
+        source: Any, layer: int, candidates: Any, chosen: Any, n_chosen: Any, resident: Any, q: Any, seen: Any, ids: Any, counts: Any
     ) -> None:
-        kv_heads, m = candidates.shape
+        kv_heads, m = candidates.shape[0], candidates.shape[1] + chosen.shape[1]
         found, ranks, scores = np.empty(m, np.int32), np.empty(m, np.float32), np.empty((group, m), np.float32)
         for head in range(kv_heads):
-            n = collect(candidates[head], resident[head], seen, found)
+            n = collect(candidates[head], chosen[head, : n_chosen[head]], resident[head], seen, found)
             if n > ids.shape[1]:  # else all of them are taken, whatever they score
                 score(source, layer, head, found, n, q, scores)
                 rank_of(scores, n, ranks)
@@ -158,18 +173,25 @@ def sign_codes(x: Any, directions: Any, codes: Any) -> None:  # pragma: no cover
 
 
 @kept(fastmath=True)
-def lowest_cosines(a: Any, b: Any, lowest: Any) -> None:  # pragma: no cover - compiled
-    """Write to ``lowest`` fp32 ``[kv_heads]`` the lowest cosine of each group between rows of the same number of ``a`` and ``b``.
+def turn_away(now: Any, then: Any, least: Any, away: Any) -> Any:  # pragma: no cover - compiled
+    """Say which groups hold a query whose cosine to the one of the same number in ``then`` is below ``least``; return how many.
 
-    Both fp32 ``[heads, dim]``. A zero row turns nowhere.
+    Both fp32 ``[heads, dim]``; writes ``away`` bool ``[kv_heads]``, and over the queries ``then`` of such a group those of ``now``. A zero
+    row turns nowhere.
     """
-    group = a.shape[0] // lowest.shape[0]
-    lowest[:] = 1
-    for h in range(a.shape[0]):
-        both, one, other = np.float32(0), np.float32(0), np.float32(0)
-        for d in range(a.shape[1]):
-            both += a[h, d] * b[h, d]
-            one += a[h, d] * a[h, d]
-            other += b[h, d] * b[h, d]
-        if one * other > 0:
-            lowest[h // group] = min(lowest[h // group], np.float32(both / math.sqrt(one * other)))
+    group = now.shape[0] // away.shape[0]
+    for kv_head in range(away.shape[0]):
+        away[kv_head] = False
+        rows = range(kv_head * group, (kv_head + 1) * group)
+        for h in rows:
+            both, one, other = np.float32(0), np.float32(0), np.float32(0)
+            for d in range(now.shape[1]):
+                both += now[h, d] * then[h, d]
+                one += now[h, d] * now[h, d]
+                other += then[h, d] * then[h, d]
+            if both < least * math.sqrt(one * other):
+                away[kv_head] = True
+        if away[kv_head]:
+            for h in rows:
+                then[h] = now[h]
+    return away.sum()

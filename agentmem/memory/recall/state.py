@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agentmem.memory.archived import ArchivedRows
 from agentmem.memory.recall.port import Found, Recaller
-from agentmem.memory.recall.rank_kernel import lowest_cosines
+from agentmem.memory.recall.rank_kernel import turn_away
 from agentmem.memory.shape import KVShape
 
 # Lowest cosine, over the heads of a group, between the query that chose a layer's rows and the one that reuses them. From one token to the
@@ -70,22 +70,14 @@ class RecallState:
             found, searched = self._recaller.find(layer, query, n), kv_heads
             self._chose[layer] = query
         else:
-            away = self._turned_away(layer, query)
-            found, searched = self._recaller.again(layer, query, n, last, away), int(away.sum())
+            away = np.empty(kv_heads, np.bool_)
+            searched = turn_away(query, self._chose[layer], TURN_AWAY, away)
+            found = self._recaller.again(layer, query, n, last, away)
             self.turned_away += searched
         self.searches += searched
         self.reuses += kv_heads - searched
         self._found[layer] = found
         self._gather(layer, found)
-
-    def _turned_away(self, layer: int, query: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return which KV heads ``[kv_heads]`` have to be searched; their queries are the ones to be held against from now on."""
-        lowest = np.empty(self.k.shape[1], np.float32)
-        lowest_cosines(query, self._chose[layer], lowest)
-        away = lowest < TURN_AWAY
-        own = np.repeat(away, len(query) // len(away))
-        self._chose[layer][own] = query[own]
-        return away
 
     def _gather(self, layer: int, found: Found) -> None:
         """Bring the rows of what was found."""

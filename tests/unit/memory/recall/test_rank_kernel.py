@@ -8,7 +8,7 @@ import torch
 from support.archives import archived, random_kv, recallable
 
 from agentmem.compression.simhash import encode, projection
-from agentmem.memory.recall.rank_kernel import lowest_cosines, nth_highest, rank_of, scorer, select, sign_codes
+from agentmem.memory.recall.rank_kernel import nth_highest, rank_of, scorer, select, sign_codes, turn_away
 from agentmem.memory.recall.ranking import Ranking
 from agentmem.stores.mapped import ArchiveFormat
 
@@ -87,14 +87,29 @@ def test_by_hand() -> None:
     assert [0] == ranking.best(0, np.array([[-1, 0, -1]]), q, 3).counts.tolist()
 
 
-def test_cosines() -> None:
-    """The lowest over the heads of a group, whatever the lengths; a zero query has turned nowhere."""
-    a = np.array([[1, 0], [2, 0], [0, 0], [0, 4]], np.float32)
-    b = np.array([[3, 0], [1, 1], [5, 5], [0, -1]], np.float32)
-    lowest = np.empty(2, np.float32)
-    for other, expected in ((b, [np.sqrt(0.5), -1]), (a, [1, 1]), (-a, [-1, -1])):
-        lowest_cosines(a, other, lowest)
-        assert pytest.approx(expected) == lowest.tolist()
+def test_what_follows_is_a_candidate_too() -> None:
+    """The token after each one chosen, once, unless there is none or it is resident; only as many count as were chosen."""
+    k = torch.zeros(1, 2, 6, 32)
+    resident = np.zeros((1, 2, 6), np.bool_)
+    resident[0, 0, 3] = True
+    chosen = np.array([[0, 2, 5, 4], [1, 3, 3, 3]], np.int32)
+    candidates = np.array([[1, -1], [0, 2]])
+    found = Ranking(recallable(k, k, resident)).best(0, candidates, np.zeros((2, 32), np.float32), 5, (chosen, np.array([4, 2])))
+    assert [2, 3] == found.counts.tolist()
+    assert [[1, 5], [0, 2, 4]] == [row[:n].tolist() for row, n in zip(found.ids, found.counts, strict=True)]
+
+
+def test_turning_away() -> None:
+    """A group turns with its lowest cosine, whatever the lengths, and takes its new queries; a zero query has turned nowhere."""
+    now = np.array([[1, 0], [2, 0], [0, 0], [0, 4]], np.float32)
+    cases = (([[3, 0], [1, 1], [5, 5], [0, 1]], 0.8, [True, False]), (now, 0.99, [False, False]), (-now, 0.5, [True, True]))
+    for then, least, expected in cases:
+        before = np.array(then, np.float32)
+        held, away = before.copy(), np.empty(2, np.bool_)
+        assert sum(expected) == turn_away(now, held, least, away)
+        assert expected == away.tolist()
+        own = np.repeat(away, 2)
+        assert np.array_equal(np.where(own[:, None], now, before), held)
 
 
 @pytest.mark.parametrize(("bits", "dim"), [(64, 16), (256, 64), (512, 128)])
