@@ -18,28 +18,23 @@ TILE = 32  # keys that are copied before they are scored
 
 
 @nb.njit(inline="always")
-def note(token: Any, resident: Any, seen: Any, found: Any, n: Any) -> Any:  # pragma: no cover - compiled
-    """Write ``token`` as number ``n`` of ``found`` unless it is resident or was seen; return how many there are now."""
-    if seen[token] or resident[token]:
-        return n
-    seen[token] = True
-    found[n] = token
-    return n + 1
-
-
-@nb.njit(inline="always")
 def collect(candidates: Any, chosen: Any, resident: Any, seen: Any, found: Any) -> Any:  # pragma: no cover - compiled
     """Write the candidates and what follows each token ``chosen``, residents and doubles apart, to ``found``; return how many.
 
     Leaves ``seen`` clear.
     """
     n = 0
-    for token in candidates:
-        if token >= 0:
-            n = note(token, resident, seen, found, n)
+    for candidate in candidates:
+        if candidate >= 0 and not seen[candidate] and not resident[candidate]:
+            seen[candidate] = True
+            found[n] = candidate
+            n += 1
     for token in chosen:
-        if token + 1 < len(seen):
-            n = note(token + 1, resident, seen, found, n)
+        after = np.int64(token) + 1
+        if after < len(seen) and not seen[after] and not resident[after]:
+            seen[after] = True
+            found[n] = after
+            n += 1
     for i in range(n):
         seen[found[i]] = False
     return n
