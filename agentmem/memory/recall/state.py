@@ -12,8 +12,7 @@ from agentmem.memory.recall.rank_kernel import turn_away
 from agentmem.memory.shape import KVShape
 
 # Lowest cosine, over the heads of a group, between the query that chose a layer's rows and the one that reuses them. From one token to the
-# next it is 0.6 in the median (SmolLM2, code), so most search in a step. Planted facts, searched again by the lowest of all
-# heads: KL 0.07 at 0.5, 0.005 at 0.8.
+# next it is 0.6 in the median (SmolLM2, code). Planted facts, searched again by the lowest of all heads: KL 0.07 at 0.5, 0.005 at 0.8.
 TURN_AWAY = 0.8
 
 
