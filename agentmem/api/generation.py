@@ -9,7 +9,7 @@ from agentmem.api import validation as check
 from agentmem.api.call import Context, current_call, tenant
 from agentmem.api.ports import SessionPort
 from agentmem.errors import InvalidInput, NotImplementedYet
-from agentmem.types import GenerationEvent
+from agentmem.events import GenerationEvent
 from agentmem.v1 import convert, views
 from agentmem.v1 import generation_pb2 as pb
 from agentmem.v1.enums import FIDELITY

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from agentmem.types import Fidelity, GenerationEvent, SamplingParams, TenantId, TurnInput
+from agentmem.events import GenerationEvent
+from agentmem.types import Fidelity, SamplingParams, TenantId, TurnInput
 from agentmem.views import (
     AppendResult,
     DeleteReport,

@@ -8,7 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from agentmem.errors import InternalError
-from agentmem.types import Fidelity, FinishEvent, SamplingParams, TokenEvent
+from agentmem.events import FinishEvent, TokenEvent
+from agentmem.types import Fidelity, SamplingParams
 from agentmem_client import AsyncSession
 from agentmem_client.session import Input
 

@@ -16,7 +16,8 @@ from agentmem.cli import options
 from agentmem.cli.output import print_json
 from agentmem.cli.progress import PrefillProgress
 from agentmem.errors import NotFound
-from agentmem.types import Fidelity, FinishEvent, Policy, ProgressEvent, SamplingParams, TokenEvent
+from agentmem.events import FinishEvent, ProgressEvent, TokenEvent
+from agentmem.types import Fidelity, Policy, SamplingParams
 
 if TYPE_CHECKING:
     from agentmem_client import AgentMem, Session

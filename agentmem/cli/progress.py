@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agentmem.types import ProgressEvent
+from agentmem.events import ProgressEvent
 
 
 @contextmanager

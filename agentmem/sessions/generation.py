@@ -14,6 +14,7 @@ from agentmem.engine.engine import Engine
 from agentmem.engine.run import Run
 from agentmem.engine.stopping import ReplyText
 from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, InvalidInput, StaleOwner
+from agentmem.events import FinishEvent, GenerationEvent
 from agentmem.memory.segment import Branch
 from agentmem.sessions.forgetting import drop_stale
 from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
@@ -28,20 +29,7 @@ from agentmem.sessions.session import Session
 from agentmem.sessions.stale import cut
 from agentmem.sessions.tasks import Tasks
 from agentmem.sessions.turns import appended, extended, same_request, seed_of
-from agentmem.types import (
-    Fidelity,
-    FinishEvent,
-    FinishReason,
-    GenerationEvent,
-    Message,
-    RequestId,
-    ReuseReport,
-    SamplingParams,
-    Turn,
-    TurnInput,
-    TurnState,
-    Usage,
-)
+from agentmem.types import Fidelity, FinishReason, Message, RequestId, ReuseReport, SamplingParams, Turn, TurnInput, TurnState, Usage
 from agentmem.views import AppendResult, ChangeKind
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from agentmem.engine.engine import Engine
 from agentmem.errors import ContextTooLong, NotFound, StaleOwner, StorageFailed
+from agentmem.events import GenerationEvent
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.forgetting import Forgetter
@@ -27,7 +28,6 @@ from agentmem.sessions.table import SessionTable, expired
 from agentmem.stores.archive import Archive
 from agentmem.types import (
     Fidelity,
-    GenerationEvent,
     RequestId,
     SamplingParams,
     SessionFormat,

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from agentmem.chat import Chat
 from agentmem.errors import InvalidInput
+from agentmem.events import FinishEvent, GenerationEvent, StartEvent, TokenEvent
 from agentmem.sessions.session import Session
-from agentmem.types import FinishEvent, FinishReason, GenerationEvent, RequestId, StartEvent, TokenEvent, Turn
+from agentmem.types import FinishReason, RequestId, Turn
 
 
 def replay(session: Session, turn: Turn, chat: Chat, after: int) -> Iterator[GenerationEvent]:

@@ -13,18 +13,9 @@ from agentmem import faults
 from agentmem.engine.engine import Engine
 from agentmem.engine.run import Output, Run
 from agentmem.errors import AgentMemError, Cancelled, DeadlineExceeded, InternalError, InvalidInput
+from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.sessions.reuse import reuse_of
-from agentmem.types import (
-    FinishEvent,
-    FinishReason,
-    GenerationEvent,
-    ProgressEvent,
-    RequestId,
-    SessionId,
-    StartEvent,
-    TokenEvent,
-    Usage,
-)
+from agentmem.types import FinishReason, RequestId, SessionId, Usage
 
 PROGRESS_TOKENS = 1024  # prompts with more to compute than this report their progress
 

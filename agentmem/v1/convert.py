@@ -12,19 +12,15 @@ from dataclasses import asdict
 from typing import Any
 
 from agentmem.errors import InvalidInput
+from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.types import (
     FidelityReport,
-    FinishEvent,
-    GenerationEvent,
     Message,
     Policy,
-    ProgressEvent,
     RequestId,
     ReuseReport,
     SamplingParams,
     SessionId,
-    StartEvent,
-    TokenEvent,
     TokenLogprob,
     ToolCall,
     ToolSpec,

@@ -7,18 +7,8 @@
 Answers are the records of ``agentmem.types`` and ``agentmem.views``, failures the tree of ``agentmem.errors``.
 """
 
-from agentmem.types import (
-    Fidelity,
-    FinishEvent,
-    Message,
-    Policy,
-    ProgressEvent,
-    SamplingParams,
-    StartEvent,
-    TokenEvent,
-    ToolSpec,
-    TurnInput,
-)
+from agentmem.events import FinishEvent, ProgressEvent, StartEvent, TokenEvent
+from agentmem.types import Fidelity, Message, Policy, SamplingParams, ToolSpec, TurnInput
 from agentmem.views import ForgetTarget
 from agentmem_client.client import AsyncAgentMem
 from agentmem_client.retry import RetryPolicy

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from agentmem.errors import AgentMemError, Disconnected, InternalError
-from agentmem.types import FinishEvent, GenerationEvent, StartEvent, TokenEvent
+from agentmem.events import FinishEvent, GenerationEvent, StartEvent, TokenEvent
 from agentmem.v1.convert import event_from_pb
 from agentmem.v1.generation_pb2 import GenerateRequest
 from agentmem.v1.generation_pb2 import GenerationEvent as WireEvent

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from agentmem.errors import AgentMemError, AlreadyExists, InternalError
-from agentmem.types import Fidelity, FinishEvent, GenerationEvent, Message, Policy, SamplingParams, SessionFormat, SessionRecord, TurnInput
+from agentmem.events import FinishEvent, GenerationEvent
+from agentmem.types import Fidelity, Message, Policy, SamplingParams, SessionFormat, SessionRecord, TurnInput
 from agentmem.v1 import generation_pb2, memory_pb2, session_pb2
 from agentmem.v1.convert import encoding, sampling_to_pb, turn_input_to_pb
 from agentmem.v1.enums import FIDELITY

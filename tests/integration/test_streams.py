@@ -13,7 +13,8 @@ from support.server import MIB, Server
 from support.waiting import until
 
 from agentmem.errors import DeadlineExceeded, SessionBusy
-from agentmem.types import FinishEvent, FinishReason, SamplingParams, TokenEvent
+from agentmem.events import FinishEvent, TokenEvent
+from agentmem.types import FinishReason, SamplingParams
 from agentmem.v1 import generation_pb2
 from agentmem.v1.convert import event_from_pb, sampling_to_pb, turn_input_to_pb
 from agentmem.v1.generation_pb2_grpc import GenerationServiceStub

@@ -14,23 +14,19 @@ import grpc.aio
 from agentmem.api.server import ApiServer
 from agentmem.config import ServerSettings
 from agentmem.errors import AgentMemError
+from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.telemetry import Metrics
 from agentmem.types import (
     Fidelity,
     Fingerprint,
-    FinishEvent,
     FinishReason,
-    GenerationEvent,
     Message,
-    ProgressEvent,
     RequestId,
     ReuseReport,
     SessionId,
     SessionRecord,
-    StartEvent,
     TenantId,
     Tier,
-    TokenEvent,
     Turn,
     Usage,
 )

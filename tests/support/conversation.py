@@ -8,7 +8,8 @@ from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
 
 from agentmem.errors import AgentMemError
-from agentmem.types import FinishEvent, GenerationEvent, MissReason, SamplingParams, StartEvent, TokenEvent
+from agentmem.events import FinishEvent, GenerationEvent, StartEvent, TokenEvent
+from agentmem.types import MissReason, SamplingParams
 from agentmem_client import AsyncSession
 
 BLOCK = 64  # tokens, the default of memory.block_tokens

@@ -13,25 +13,21 @@ from pathlib import Path
 from agentmem.api.server import ApiServer
 from agentmem.config import ServerSettings
 from agentmem.errors import AgentMemError, AlreadyExists, Disconnected, InvalidInput, NotFound
+from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.telemetry import Metrics
 from agentmem.types import (
     Fidelity,
     FidelityReport,
     Fingerprint,
-    FinishEvent,
     FinishReason,
-    GenerationEvent,
     Message,
-    ProgressEvent,
     RequestId,
     ReuseReport,
     SamplingParams,
     SessionId,
     SessionRecord,
-    StartEvent,
     TenantId,
     Tier,
-    TokenEvent,
     Turn,
     TurnInput,
     TurnState,

@@ -11,7 +11,7 @@ from support.replica import Replica, greedy
 from torch import Tensor
 
 from agentmem.engine.batch import StepBatch
-from agentmem.types import GenerationEvent, TokenEvent
+from agentmem.events import GenerationEvent, TokenEvent
 
 LONG = 400
 

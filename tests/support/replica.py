@@ -21,19 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agentmem.app import Core, build_core
 from agentmem.config import Settings, load_settings
 from agentmem.engine.model import ModelHandle, load_model
+from agentmem.events import FinishEvent, GenerationEvent, StartEvent, TokenEvent
 from agentmem.sessions.session import Session
-from agentmem.types import (
-    Fidelity,
-    FinishEvent,
-    GenerationEvent,
-    Message,
-    SamplingParams,
-    SessionFormat,
-    StartEvent,
-    TenantId,
-    TokenEvent,
-    TurnInput,
-)
+from agentmem.types import Fidelity, Message, SamplingParams, SessionFormat, TenantId, TurnInput
 from agentmem.views import SessionInfo, SessionSpec
 
 TENANT = TenantId("acme")

@@ -23,9 +23,10 @@ from support.replica import MAX_CONTEXT, PROMPT, TENANT, Replica, encode, greedy
 from agentmem import app
 from agentmem.config import ServerSettings, load_settings
 from agentmem.errors import ConfigError, Draining, UnsupportedModel
+from agentmem.events import FinishEvent, TokenEvent
 from agentmem.stores.state import StateLock
 from agentmem.telemetry import Metrics
-from agentmem.types import FinishEvent, FinishReason, SamplingParams, TokenEvent
+from agentmem.types import FinishReason, SamplingParams
 from agentmem_client import AsyncAgentMem
 
 SERVE = """

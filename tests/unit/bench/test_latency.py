@@ -9,7 +9,8 @@ from agentmem.bench.latency import EXACT, RECALL, Sizes, Timing, fidelities_of
 from agentmem.bench.measure import TimedReply, TokenTimes
 from agentmem.bench.texts import TextSource
 from agentmem.errors import InvalidInput
-from agentmem.types import FinishEvent, FinishReason, ReuseReport, Usage
+from agentmem.events import FinishEvent
+from agentmem.types import FinishReason, ReuseReport, Usage
 
 
 def reply(ms: float, attended: float = 0.1) -> TimedReply:

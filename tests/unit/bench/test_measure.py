@@ -7,7 +7,8 @@ import pytest
 
 from agentmem.bench.measure import TokenTimes, greedy, timed_reply
 from agentmem.errors import InternalError
-from agentmem.types import Fidelity, FinishEvent, FinishReason, GenerationEvent, ReuseReport, TokenEvent, Usage
+from agentmem.events import FinishEvent, GenerationEvent, TokenEvent
+from agentmem.types import Fidelity, FinishReason, ReuseReport, Usage
 
 FINISH = FinishEvent(1, FinishReason.LENGTH, None, "abc", Usage(), ReuseReport(), Fidelity.EXACT, durable=True)
 

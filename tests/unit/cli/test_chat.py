@@ -9,7 +9,8 @@ import pytest
 from support.fake_service import FakeSessions
 
 from agentmem.cli.chat import LastSession, finish, reply
-from agentmem.types import Fidelity, FinishEvent, FinishReason, Policy, ReuseReport, SamplingParams, Usage
+from agentmem.events import FinishEvent
+from agentmem.types import Fidelity, FinishReason, Policy, ReuseReport, SamplingParams, Usage
 
 Run = Callable[..., Any]
 

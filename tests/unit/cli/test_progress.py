@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from agentmem.cli.progress import PrefillProgress, model_progress
-from agentmem.types import ProgressEvent
+from agentmem.events import ProgressEvent
 
 
 def test_model_progress_says_what_is_done_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from agentmem.errors import AgentMemError, Disconnected, InternalError
-from agentmem.types import Fidelity, FinishEvent, FinishReason, ReuseReport, TokenEvent, Usage
+from agentmem.events import FinishEvent, TokenEvent
+from agentmem.types import Fidelity, FinishReason, ReuseReport, Usage
 from agentmem.v1.convert import event_to_pb
 from agentmem.v1.generation_pb2 import GenerateRequest, GenerationEvent
 from agentmem_client.reply import Reply

@@ -8,20 +8,8 @@ from support.fake_service import FakeSessions
 
 from agentmem.api.server import ApiServer
 from agentmem.errors import AlreadyExists, Disconnected, InvalidInput, NotFound, Overloaded, SessionBusy
-from agentmem.types import (
-    Fidelity,
-    FinishEvent,
-    FinishReason,
-    Message,
-    Policy,
-    ProgressEvent,
-    SamplingParams,
-    SessionFormat,
-    StartEvent,
-    TokenEvent,
-    ToolSpec,
-    TurnInput,
-)
+from agentmem.events import FinishEvent, ProgressEvent, StartEvent, TokenEvent
+from agentmem.types import Fidelity, FinishReason, Message, Policy, SamplingParams, SessionFormat, ToolSpec, TurnInput
 from agentmem.views import ChangeKind, DeleteReport, ForgetTarget, RecalledSpan
 from agentmem_client import AsyncAgentMem, AsyncSession
 

@@ -13,7 +13,8 @@ import pytest
 from support.fake_service import FakeSessions, serving_on_a_thread
 
 from agentmem.errors import Disconnected, NotFound
-from agentmem.types import Fidelity, FinishEvent, StartEvent, TokenEvent
+from agentmem.events import FinishEvent, StartEvent, TokenEvent
+from agentmem.types import Fidelity
 from agentmem.views import ForgetTarget
 from agentmem_client import AgentMem, AsyncAgentMem, AsyncSession, RetryPolicy, Session
 from agentmem_client.sync import LoopThread

@@ -9,24 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmem.errors import InvalidInput
+from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.types import (
     ROLES,
     Fidelity,
     FidelityReport,
-    FinishEvent,
     FinishReason,
-    GenerationEvent,
     Message,
     MissReason,
     Policy,
     Prefill,
-    ProgressEvent,
     RequestId,
     ReuseReport,
     SamplingParams,
     SessionId,
-    StartEvent,
-    TokenEvent,
     TokenLogprob,
     ToolCall,
     ToolSpec,
