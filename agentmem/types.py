@@ -193,6 +193,8 @@ class Policy:
     fetches up to ``recall_tokens`` archived tokens for each KV head in each step; it searches at least every ``stride`` steps, in all
     layers but the first ``dense_layers``, which attend to everything; ``bits`` is the length of a key's hash code. ``objective``: least
     top-1 agreement of a turn; below it ``keep`` and ``recall_tokens`` grow for the next turn. 0: they stay as they are.
+
+    ``drafter`` proposes up to ``draft_tokens`` tokens a step for verification, ``auto``: whichever pays, if any. It never changes a reply.
     """
 
     fidelity: Fidelity = Fidelity.AUTO
@@ -206,6 +208,8 @@ class Policy:
     prefill: Prefill = Prefill.EXACT
     reencode: bool = True
     objective: float = 0.95
+    drafter: str = "auto"
+    draft_tokens: int = 16
 
     def __post_init__(self) -> None:
         """Raise InvalidInput naming the field, its value and what is allowed. Names of methods are checked by their registries."""
@@ -214,6 +218,7 @@ class Policy:
         _check("policy.bits", self.bits % 64 == 0 and 64 <= self.bits <= 1024, self.bits, "64 to 1024, a multiple of 64")
         _check("policy.stride", 1 <= self.stride <= 64, self.stride, "1 to 64 steps")
         _check("policy.dense_layers", 0 <= self.dense_layers <= 1024, self.dense_layers, "0 to 1024")
+        _check("policy.draft_tokens", 1 <= self.draft_tokens <= 64, self.draft_tokens, "1 to 64; drafter 'none' turns it off")
         _check("policy.objective", 0.0 <= self.objective <= 1.0, self.objective, "0 (budgets stay) to 1")
 
 
@@ -269,6 +274,8 @@ class Usage:
     total_seconds: float = 0.0
     steps: int = 0
     attended: float = 1.0  # mean share of the context's tokens that a decode step attended to
+    drafted: int = 0  # tokens that were proposed for verification
+    accepted: int = 0  # those of them that became part of the reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ from torch import Tensor
 from agentmem import faults
 from agentmem.engine.background import is_complete, log_probabilities, note_background
 from agentmem.engine.batch import Work, build_batch
-from agentmem.engine.replies import finish_of, sample_each
+from agentmem.engine.replies import reply_each
 from agentmem.engine.restore import Restorer
-from agentmem.engine.run import MAX_DECODED, EngineRequest, Run, RunState, branch_of
+from agentmem.engine.run import MAX_DECODED, Drafted, EngineRequest, Run, RunState, branch_of
 from agentmem.engine.runner import Runner
 from agentmem.engine.sampling import Sampler
 from agentmem.engine.scheduler import Limits, Scheduler
+from agentmem.engine.speculating import Speculator
 from agentmem.engine.starting import Starter
 from agentmem.engine.stats import EngineStats
 from agentmem.errors import AgentMemError, ContextTooLong, Draining, InternalError, Overloaded
@@ -48,8 +49,9 @@ class Engine:
         self.sampler = Sampler()
         self.pool = pool
         self.restorer = restorer
-        self.scheduler = Scheduler(pool, limits)
         self.stats = EngineStats()
+        self.speculator = Speculator(self.stats)
+        self.scheduler = Scheduler(pool, limits, self.speculator.draft)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.starter = Starter(self.scheduler, restorer, runner.heads, self.stats, post=self._inbox.put, end=self._finish, fail=self._fail)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -179,20 +181,22 @@ class Engine:
 
     def _step(self, step: Sequence[tuple[Run, Work]]) -> None:
         runs = [run for run, _ in step]
+        started = time.monotonic()
         try:
             batch = build_batch(self.pool, [work for _, work in step], self.pool.shape.device)
             logits = self.runner.forward(batch)
             faults.point("engine.step")
-            self._publish(runs)
             self._note(step, logits)
             finished = self._emit([run for run, work in step if work.logits and work.start is None], logits)
+            self._publish([run for run in runs if not run.done])
         except Exception as error:
             log.exception("step failed for %d runs", len(runs))
             self.stats.failed_steps += 1
             for run in runs:
                 self._fail(run, error)
             return
-        finished += [(run, FinishReason.STOP) for run in runs if is_complete(run, branch_of(run))]
+        finished += [(run, FinishReason.STOP) for run in runs if not run.done and is_complete(run, branch_of(run))]
+        self.speculator.learn(step, time.monotonic() - started)
         for run in runs:
             run.num_steps += 1
         for run, reason in finished:
@@ -220,28 +224,29 @@ class Engine:
                 run.decoded[branch.length - 1] = log_probabilities(row[-1])
 
     def _count(self, step: Sequence[tuple[Run, Work]]) -> None:
-        decoded = sum(len(work.logits) for _, work in step)
         self.stats.steps += 1
-        self.stats.decode_tokens += decoded
-        self.stats.prefill_tokens += sum(len(work.token_ids) for _, work in step if len(work.token_ids) > 1)
+        self.stats.prefill_tokens += sum(n for run, work in step if (n := len(work.token_ids) - len(run.draft.token_ids)) > 1)
+        for run, _ in step:
+            run.draft = Drafted()
 
     def _emit(self, runs: Sequence[Run], logits: Tensor) -> list[tuple[Run, FinishReason]]:
-        """Sample one token for each of ``runs`` from its row of ``logits`` and return the runs that end with it.
+        """Give each of ``runs`` the tokens that its rows of ``logits`` yield; return the runs that end with them.
 
-        A run whose row cannot be sampled fails alone.
+        What was drafted in vain is forgotten. A run whose rows cannot be sampled fails alone.
         """
         finished = []
-        for run, output in zip(runs, sample_each(self.sampler, runs, logits), strict=True):
-            if isinstance(output, Exception):
-                self._fail(run, output)
+        before = sum(len(run.outputs) for run in runs)
+        for run, ended in zip(runs, reply_each(self.sampler, runs, logits), strict=True):
+            if isinstance(ended, Exception):
+                self._fail(run, ended)
                 continue
-            if not run.outputs:
-                run.first_token = time.monotonic()
-            run.outputs.append(output)
-            run.chain.extend([output.token_id])
-            reason = finish_of(run)
-            if reason is not None:
-                finished.append((run, reason))
+            run.first_token = run.first_token or time.monotonic()
+            branch = branch_of(run)
+            if branch.length >= len(run.chain):
+                self.pool.truncate(branch, len(run.chain) - 1)
+            if ended is not None:
+                finished.append((run, ended))
+        self.stats.decode_tokens += sum(len(run.outputs) for run in runs) - before
         return finished
 
     def _publish(self, runs: Sequence[Run]) -> None:

@@ -1,58 +1,88 @@
-"""From logits to a reply: sampling each run's row and deciding whether the reply ends with it."""
+"""From logits to a reply: which tokens a step yields, and whether the reply ends with them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from agentmem.engine.run import Output, Run
-from agentmem.engine.sampling import Sampler, SampleRow
+from agentmem.engine.sampling import Sampled, Sampler, SampleRow, only
 from agentmem.errors import InternalError
-from agentmem.types import FinishReason
+from agentmem.types import FinishReason, SamplingParams
 
 log = logging.getLogger(__name__)
 
 
-def sample_each(sampler: Sampler, runs: Sequence[Run], logits: Tensor) -> list[Output | Exception]:
-    """Return the next output of each run from its row of ``logits`` ``[len(runs), vocab]``, fp32, or what went wrong with it.
+def reply_each(sampler: Sampler, runs: Sequence[Run], logits: Tensor) -> list[FinishReason | Exception | None]:
+    """Extend each run by the tokens that its rows of ``logits`` ``[rows, vocab]``, fp32, yield: those of its draft that hold, and one.
 
-    A row that cannot be sampled is that run's failure alone: others, of other tenants too, go on.
+    Returns why each reply ended with them, None where it goes on, or what went wrong: rows that cannot be sampled are that run's failure
+    alone, others, of other tenants too, go on.
     """
-    try:
-        return [*sample_rows(sampler, runs, logits)]
-    except Exception as error:
-        if len(runs) == 1:
+    likeliest = sampler.likeliest(logits) if runs else []
+    ended: list[FinishReason | Exception | None] = []
+    first = 0
+    for run in runs:
+        stop = first + 1 + len(run.draft.token_ids)
+        try:
+            ended.append(_reply(sampler, run, logits[first:stop], likeliest[first:stop]))
+        except Exception as error:
             log.exception("a row could not be sampled")
-            return [error]
-    return [sample_each(sampler, [run], logits[index : index + 1])[0] for index, run in enumerate(runs)]
+            ended.append(error)
+        first = stop
+    return ended
 
 
-def sample_rows(sampler: Sampler, runs: Sequence[Run], logits: Tensor) -> list[Output]:
-    """Return the next output of each run from its row of ``logits`` ``[len(runs), vocab]``, fp32. Raises for any bad row."""
-    if not runs:
-        return []
-    drawn = sampler.sample(logits, [_row(run) for run in runs])
-    outputs = []
-    for run, sampled in zip(runs, drawn, strict=True):
+def _reply(sampler: Sampler, run: Run, logits: Tensor, likeliest: Sequence[tuple[int, float]]) -> FinishReason | None:
+    """Sample row after row for as long as the draft had the token that was sampled.
+
+    A token depends on its row and on the noise of its position alone, and up to the first token that differs a row is what it would
+    have been without a draft. So the output is the same with any draft or none.
+    """
+    draft = run.draft.token_ids
+    run.num_drafted += len(draft)
+    run.last_accepted = 0
+    for index, row in enumerate(logits):
+        sampled = _next(sampler, run, row, *likeliest[index])
         text = run.reply_text.push(sampled.token_id) if run.reply_text and not _ends(run, sampled.token_id) else ""
-        outputs.append(Output(sampled.token_id, text, sampled.logprob, sampled.top))
-    return outputs
+        run.outputs.append(Output(sampled.token_id, text, sampled.logprob, sampled.top))
+        run.chain.extend([sampled.token_id])
+        confirmed = index < len(draft) and sampled.token_id == draft[index]
+        run.num_accepted += confirmed
+        run.last_accepted += confirmed
+        reason = finish_of(run)
+        if reason is not None or not confirmed:
+            return reason
+    return None
 
 
-def _row(run: Run) -> SampleRow:
-    params = run.request.sampling
-    if params is None:
+def _next(sampler: Sampler, run: Run, logits: Tensor, likeliest: int, highest: float) -> Sampled:
+    """Return the next token of ``run``: the one that its grammar forces, else one sampled from what it allows."""
+    params, guide = params_of(run), run.guide
+    row = SampleRow(params, run.request.seed, len(run.chain), run.chain.tokens)
+    if guide is None:
+        return sampler.sample_row(logits, row, likeliest, highest)
+    forced = guide.forced()
+    allowed = only(forced[0]) if forced else guide.allowed()
+    sampled = sampler.sample_row(logits, replace(row, allowed=allowed), likeliest, highest)
+    guide.advance(sampled.token_id)
+    return sampled
+
+
+def params_of(run: Run) -> SamplingParams:
+    """Return how ``run`` samples. Raises InternalError when it does not."""
+    if run.request.sampling is None:
         raise InternalError("a prefill-only run was asked for a token")
-    return SampleRow(params, run.request.seed, len(run.chain), run.chain.tokens)
+    return run.request.sampling
 
 
 def _ends(run: Run, token_id: int) -> bool:
-    params = run.request.sampling
-    if params is None:
-        return False
-    return token_id in params.stop_token_ids or (token_id in run.request.end_token_ids and not params.ignore_eos)
+    params = params_of(run)
+    goes_on = params.ignore_eos and run.guide is None  # after what a grammar has ended nothing can follow
+    return token_id in params.stop_token_ids or (token_id in run.request.end_token_ids and not goes_on)
 
 
 def finish_of(run: Run) -> FinishReason | None:

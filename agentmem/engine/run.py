@@ -18,6 +18,9 @@ from agentmem.memory.hashing import Chain
 from agentmem.memory.recall.state import RecallState
 from agentmem.memory.sealed import SealedMemory
 from agentmem.memory.segment import Branch
+from agentmem.speculation.controller import Experience
+from agentmem.speculation.guide import Guide
+from agentmem.speculation.port import Context
 from agentmem.types import (
     Fidelity,
     FinishReason,
@@ -66,6 +69,8 @@ class EngineRequest:
 
     ``holes``: positions of ``branch`` that nobody may attend to any more; what is computed without them is approximate. Such a run reads
     all the rest, compact or not, and needs just this branch: where it is away when memory is given out, ``instead`` is done.
+
+    ``guide`` makes the state of the grammar that the reply must follow.
     """
 
     request_id: RequestId
@@ -90,6 +95,7 @@ class EngineRequest:
     observer: Observer | None = None
     holes: tuple[range, ...] = ()
     instead: EngineRequest | None = None
+    guide: Callable[[], Guide] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,16 @@ class Output:
     text: str
     logprob: TokenLogprob | None = None
     top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """Tokens that this step verifies: the first ``n_forced`` a grammar leaves no choice about, the others ``drafter`` has proposed."""
+
+    token_ids: tuple[int, ...] = ()
+    n_forced: int = 0
+    drafter: str = "none"
+    strength: int = 0
 
 
 class RunState(Enum):
@@ -149,6 +165,13 @@ class Run:
         self.decoded: dict[int, Tensor] = {}
         self.comparisons: list[Comparison] = []
         self.num_observed = 0  # tokens of the observed ranges that were seen
+        self.guide = request.guide() if request.guide else None
+        self.draft = Drafted()  # of the step that is being planned or taken
+        self.drafting: Context | None = None  # once the run drafts
+        self.experience = Experience()
+        self.num_drafted = 0
+        self.num_accepted = 0
+        self.last_accepted = 0  # of the draft of the last step
         self.attended_sum = 0.0
         self.num_decoded = 0
         self.created = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,13 +20,15 @@ class SampleRow:
     """What one row of logits is sampled with.
 
     ``seed`` is used even if ``params`` names none. ``position``: index in the context of the token to come. ``seen``: the ids of
-    the context so far, prompt included, for the repetition penalty.
+    the context so far, prompt included, for the repetition penalty. ``allowed``: what a grammar leaves, bits as ``Guide.allowed`` has them;
+    None: everything.
     """
 
     params: SamplingParams
     seed: int
     position: int
     seen: Sequence[int] = ()
+    allowed: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,21 @@ class Sampler:
         """
         if logits.shape[0] != len(rows):
             raise InternalError(f"{logits.shape[0]} rows of logits for {len(rows)} rows to sample")
+        likeliest = self.likeliest(logits)
+        return [self.sample_row(logits[index], row, *likeliest[index]) for index, row in enumerate(rows)]
+
+    def likeliest(self, logits: Tensor) -> list[tuple[int, float]]:
+        """Return the likeliest token of each row of ``logits`` ``[rows, vocab]`` and its logit, NaN where the row holds one."""
         highest, ids = logits.float().max(dim=-1)  # NaN is the maximum of a row that holds one; of equals the first is taken
-        if not bool(highest.isfinite().all()):
-            bad = int(highest.isfinite().logical_not().nonzero()[0])
-            raise InternalError(f"logits of row {bad} (position {rows[bad].position}) have the maximum {float(highest[bad])}")
-        sampled = [Sampled(token_id) for token_id in ids.tolist()]
-        for index, row in enumerate(rows):
-            if not _is_plain(row.params):
-                sampled[index] = _sample_row(logits[index].float(), row, sampled[index].token_id)
-        return sampled
+        return list(zip(ids.tolist(), highest.tolist(), strict=True))
+
+    def sample_row(self, logits: Tensor, row: SampleRow, likeliest: int, highest: float) -> Sampled:
+        """Return the next token for one row of ``logits`` ``[vocab]``, given what ``likeliest`` said of it. Raises as ``sample``."""
+        if not math.isfinite(highest):
+            raise InternalError(f"logits of the row at position {row.position} have the maximum {highest}")
+        if _is_plain(row.params) and (row.allowed is None or _is_allowed(row.allowed, likeliest)):
+            return Sampled(likeliest)
+        return _sample_row(logits.float(), row, likeliest)
 
 
 def noise(seed: int, position: int, size: int) -> NDArray[np.float64]:
@@ -69,6 +78,29 @@ def noise(seed: int, position: int, size: int) -> NDArray[np.float64]:
     return np.negative(np.log(uniform), dtype=np.float64)
 
 
+def only(token_id: int) -> NDArray[np.int32]:
+    """Return the bits that allow ``token_id`` and nothing else."""
+    allowed = np.zeros((token_id >> 5) + 1, np.uint32)
+    allowed[-1] = 1 << (token_id & 31)
+    return allowed.view(np.int32)
+
+
+def _is_allowed(allowed: NDArray[np.int32], token_id: int) -> bool:
+    word = token_id >> 5
+    return word < len(allowed) and bool(int(allowed[word]) >> (token_id & 31) & 1)
+
+
+def _masked(scores: Tensor, allowed: NDArray[np.int32]) -> Tensor:
+    """Return ``scores`` ``[vocab]`` with -inf for every token whose bit is not set. Raises InternalError if none is left."""
+    bits = np.zeros(scores.numel(), np.uint8)
+    known = np.unpackbits(allowed.view(np.uint8), bitorder="little")[: len(bits)]
+    bits[: len(known)] = known
+    masked = scores.masked_fill(torch.from_numpy(bits == 0).to(scores.device), -torch.inf)
+    if not bool(masked.max().isfinite()):
+        raise InternalError("the grammar allows no token that the model has")
+    return masked
+
+
 def _is_plain(params: SamplingParams) -> bool:
     return params.temperature == 0.0 and params.repetition_penalty == 1.0 and params.logprobs is None
 
@@ -76,10 +108,14 @@ def _is_plain(params: SamplingParams) -> bool:
 def _sample_row(logits: Tensor, row: SampleRow, likeliest: int) -> Sampled:
     params = row.params
     scores = penalise(logits, row.seen, params.repetition_penalty)
+    if row.allowed is not None:
+        scores = _masked(scores, row.allowed)
     if params.temperature > 0.0:
         token_id = _draw(scores, row)
+    elif scores is logits:
+        token_id = likeliest
     else:
-        token_id = likeliest if params.repetition_penalty == 1.0 else int(scores.max(dim=-1).indices)
+        token_id = int(scores.max(dim=-1).indices)
     if params.logprobs is None:
         return Sampled(token_id)
     logprobs = logits.log_softmax(dim=-1)

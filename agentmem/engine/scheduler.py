@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agentmem.engine.background import background_work
@@ -27,11 +27,12 @@ class Limits:
 
 
 class Scheduler:
-    """Bookkeeping only: no tensors, no threads. Engine thread only."""
+    """Bookkeeping only: no tensors, no threads. Engine thread only. ``draft`` gives decoding runs the drafts of their next step."""
 
-    def __init__(self, pool: KVPool, limits: Limits) -> None:
+    def __init__(self, pool: KVPool, limits: Limits, draft: Callable[[Sequence[Run]], None] = lambda _decoding: None) -> None:
         self.pool = pool
         self.limits = limits
+        self._draft = draft
         self.running: list[Run] = []
         self.restoring: set[Run] = set()  # admitted, with blocks on their way back from the archive
         self._queues: OrderedDict[TenantId, deque[Run]] = OrderedDict()
@@ -277,6 +278,7 @@ class Scheduler:
         if not foreground:
             return self._plan_background()
         decoding = [run for run in foreground if run.by_token or len(run.chain) - self._branch(run).length == 1]
+        self._draft(decoding)
         step = [(run, self._work(run, 1)) for run in decoding]
         prefilling = [run for run in foreground if not run.by_token and len(run.chain) - self._branch(run).length > 1]
         budget = self.limits.max_batch_tokens if decoding else self.limits.idle_batch_tokens
@@ -301,11 +303,12 @@ class Scheduler:
         if run.request.observe and not observed:
             count = min(count, run.reusable - start)
         last = start + count == len(run.chain) and run.request.sampling is not None
+        draft = run.draft.token_ids if last else ()
         expect = len(run.chain) - start + 1 if count > 1 else 0
         return Work(
             self._branch(run),
-            run.chain.tokens[start : start + count],
-            (count - 1,) if last else (),
+            [*run.chain.tokens[start : start + count], *draft],
+            range(count - 1, count + len(draft)) if last else (),
             expect,
             compact=run.compacts and not run.request.holes and (run.by_token or start >= run.prompt_length),
             recall=run.recall,

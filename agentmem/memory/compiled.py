@@ -53,7 +53,7 @@ def kept(*parameters: object, **options: Any) -> Callable[[Callable[..., Any]], 
 def _sources() -> str:
     """Return a digest of the text of all kernels, which are inlined into each other, and of how they are kept."""
     digest = hashlib.sha256()
-    for path in [Path(__file__), *sorted(Path(__file__).parent.rglob("*kernel.py"))]:
+    for path in [Path(__file__), *sorted(Path(__file__).parents[1].rglob("*kernel.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -75,6 +75,8 @@ class Reply:
             total_seconds=max(0.0, end - run.created),
             steps=run.num_steps,
             attended=run.attended,
+            drafted=run.num_drafted,
+            accepted=run.num_accepted,
         )
 
     def text(self) -> str:

@@ -8,14 +8,16 @@ from agentmem.compression.compressor import compressors
 from agentmem.errors import InvalidInput
 from agentmem.memory.recall import recallers
 from agentmem.sessions.table import ModelIdentity
+from agentmem.speculation import check_drafter
 from agentmem.types import Policy, SessionFormat, SessionId, SessionRecord, TenantId
 from agentmem.views import SessionSpec
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise InvalidInput, naming the known ones, when the policy names a compressor or recall method that there is not."""
+    """Raise InvalidInput, naming the known ones, when the policy names a compressor, recall method or drafter that there is not."""
     compressors.get(policy.compressor)
     recallers.get(policy.recall)
+    check_drafter(policy.drafter)
 
 
 def check_spec(spec: SessionSpec) -> None:

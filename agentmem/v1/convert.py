@@ -32,9 +32,31 @@ from agentmem.v1 import generation_pb2, types_pb2
 from agentmem.v1.enums import FIDELITY, FINISH_REASON, MISS_REASON, PREFILL, ROLE, TURN_STATE
 
 _OPTIONAL_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens", "logprobs")
-_OPTIONAL_POLICY = ("compressor", "keep", "recall", "recall_tokens", "bits", "stride", "dense_layers", "reencode", "objective")
+_OPTIONAL_POLICY = (
+    "compressor",
+    "keep",
+    "recall",
+    "recall_tokens",
+    "bits",
+    "stride",
+    "dense_layers",
+    "reencode",
+    "objective",
+    "drafter",
+    "draft_tokens",
+)
 _REUSE_COUNTS = ("device", "host", "disk", "peer", "computed")
-_USAGE_FIELDS = ("input_tokens", "context_tokens", "output_tokens", "queue_seconds", "first_token_seconds", "total_seconds", "steps")
+_USAGE_FIELDS = (
+    "input_tokens",
+    "context_tokens",
+    "output_tokens",
+    "queue_seconds",
+    "first_token_seconds",
+    "total_seconds",
+    "steps",
+    "drafted",
+    "accepted",
+)
 
 
 @contextmanager

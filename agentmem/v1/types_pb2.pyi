@@ -192,7 +192,7 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("fidelity", "compressor", "keep", "recall", "recall_tokens", "bits", "stride", "dense_layers", "prefill", "reencode", "objective")
+    __slots__ = ("fidelity", "compressor", "keep", "recall", "recall_tokens", "bits", "stride", "dense_layers", "prefill", "reencode", "objective", "drafter", "draft_tokens")
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     COMPRESSOR_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,8 @@ class Policy(_message.Message):
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     REENCODE_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     fidelity: Fidelity
     compressor: str
     keep: float
@@ -215,7 +217,9 @@ class Policy(_message.Message):
     prefill: Prefill
     reencode: bool
     objective: float
-    def __init__(self, fidelity: _Optional[_Union[Fidelity, str]] = ..., compressor: _Optional[str] = ..., keep: _Optional[float] = ..., recall: _Optional[str] = ..., recall_tokens: _Optional[int] = ..., bits: _Optional[int] = ..., stride: _Optional[int] = ..., dense_layers: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, str]] = ..., reencode: bool = ..., objective: _Optional[float] = ...) -> None: ...
+    drafter: str
+    draft_tokens: int
+    def __init__(self, fidelity: _Optional[_Union[Fidelity, str]] = ..., compressor: _Optional[str] = ..., keep: _Optional[float] = ..., recall: _Optional[str] = ..., recall_tokens: _Optional[int] = ..., bits: _Optional[int] = ..., stride: _Optional[int] = ..., dense_layers: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, str]] = ..., reencode: bool = ..., objective: _Optional[float] = ..., drafter: _Optional[str] = ..., draft_tokens: _Optional[int] = ...) -> None: ...
 
 class FidelityReport(_message.Message):
     __slots__ = ("tokens", "top1_agreement", "mean_kl", "max_kl", "worst_position", "attended", "keep", "recall_tokens", "next_keep", "next_recall_tokens", "reencoded", "reference")
@@ -264,7 +268,7 @@ class ReuseReport(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., disk: _Optional[int] = ..., peer: _Optional[int] = ..., computed: _Optional[int] = ..., reason: _Optional[_Union[MissReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("input_tokens", "context_tokens", "output_tokens", "queue_seconds", "first_token_seconds", "total_seconds", "steps", "attended")
+    __slots__ = ("input_tokens", "context_tokens", "output_tokens", "queue_seconds", "first_token_seconds", "total_seconds", "steps", "attended", "drafted", "accepted")
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +277,8 @@ class Usage(_message.Message):
     TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ATTENDED_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     input_tokens: int
     context_tokens: int
     output_tokens: int
@@ -281,7 +287,9 @@ class Usage(_message.Message):
     total_seconds: float
     steps: int
     attended: float
-    def __init__(self, input_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., first_token_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., steps: _Optional[int] = ..., attended: _Optional[float] = ...) -> None: ...
+    drafted: int
+    accepted: int
+    def __init__(self, input_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., first_token_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., steps: _Optional[int] = ..., attended: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "logprob")

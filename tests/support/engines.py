@@ -26,7 +26,7 @@ from agentmem.memory.segment import Branch
 from agentmem.memory.shape import KVShape
 from agentmem.stores.mapped import ArchiveFormat, MappedBlock
 from agentmem.stores.records import BlockUnavailable, LoadedBlock
-from agentmem.types import BlockHash, Fingerprint, MissReason, RequestId, SamplingParams, TenantId, Tier
+from agentmem.types import BlockHash, Fingerprint, MissReason, Policy, RequestId, SamplingParams, TenantId, Tier
 
 BLOCK = 8
 PROMPT = list(range(10, 40))
@@ -151,12 +151,13 @@ def chain_of(tokens: Iterable[int], tenant: str = "t") -> Chain:
 def request(tokens: Iterable[int], *, n: int | None = 8, tenant: str = "t", **changes: Any) -> EngineRequest:
     """Return a greedy request for ``n`` tokens after ``tokens``; ``n`` None only computes K and V.
 
-    ``changes`` go to the request, or to its sampling where that has a field of the name.
+    ``changes`` go to the request, or to its sampling where that has a field of the name. Unless its policy says otherwise it drafts
+    nothing, so that steps can be counted.
     """
     fields = SamplingParams.__dataclass_fields__
     sampling = {name: changes.pop(name) for name in list(changes) if name in fields and name != "seed"}
     params = None if n is None else SamplingParams(max_tokens=n, **sampling)
-    settings: dict[str, Any] = {"max_length": MAX_LENGTH} | changes
+    settings: dict[str, Any] = {"max_length": MAX_LENGTH, "policy": Policy(drafter="none")} | changes
     return EngineRequest(RequestId("r"), TenantId(tenant), chain_of(tokens, tenant), sampling=params, **settings)
 
 
