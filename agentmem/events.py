@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agentmem.output import CallDelta
 from agentmem.types import Fidelity, FinishReason, Message, RequestId, ReuseReport, SessionId, TokenLogprob, Usage
 
 
@@ -31,18 +32,27 @@ class ProgressEvent:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """Tokens of the reply. ``index`` counts the reply's tokens from 0; ``text`` may be empty while UTF-8 is incomplete."""
+    """Tokens of the reply. ``index`` counts the reply's tokens from 0; ``text`` may be empty while UTF-8 is incomplete.
+
+    In CHAT sessions ``content`` is what the text adds to the message's content, ``tool_calls`` what it adds to its calls; neither comes
+    before it is certain which of them it is.
+    """
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token id, when asked for
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
+    content: str = ""
+    tool_calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FinishEvent:
-    """Last event of a reply. ``durable``: the turn survives a crash; False: still being written, see ``detail``."""
+    """Last event of a reply. ``durable``: the turn survives a crash; False: still being written, see ``detail``.
+
+    ``partial``: the reply ended inside its last tool call. ``problems``: what is wrong with its tool calls, for people to read.
+    """
 
     turn_index: int
     finish_reason: FinishReason
@@ -53,6 +63,8 @@ class FinishEvent:
     fidelity: Fidelity
     durable: bool
     detail: str = ""
+    partial: bool = False
+    problems: tuple[str, ...] = ()
 
 
 GenerationEvent = StartEvent | ProgressEvent | TokenEvent | FinishEvent

@@ -67,6 +67,9 @@ class OutputSpec:
     response_format: ResponseFormat = field(default_factory=ResponseFormat)
 
 
+FREE = OutputSpec()
+
+
 @dataclass(frozen=True, slots=True)
 class CallDelta:
     """A piece of a tool call, number ``index`` of the reply.

@@ -14,6 +14,7 @@ from agentmem.v1 import convert, views
 from agentmem.v1 import generation_pb2 as pb
 from agentmem.v1.enums import FIDELITY
 from agentmem.v1.generation_pb2_grpc import GenerationServiceServicer
+from agentmem.v1.output import output_from_pb
 
 
 class GenerationService(GenerationServiceServicer):
@@ -49,6 +50,7 @@ class GenerationService(GenerationServiceServicer):
             resume_after=_resume_after(request),
             deadline=call.deadline,
             fidelity=FIDELITY.read(request.fidelity, "fidelity") if request.fidelity else None,
+            output=output_from_pb(request.tool_choice, request.response_format),
         )
 
     async def Converse(self, request_iterator: AsyncIterator[pb.ConverseRequest], context: Context) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from agentmem.events import GenerationEvent
+from agentmem.output import OutputSpec
 from agentmem.types import Fidelity, SamplingParams, TenantId, TurnInput
 from agentmem.views import (
     AppendResult,
@@ -87,8 +88,9 @@ class SessionPort(Protocol):
         resume_after: int,
         deadline: float | None,
         fidelity: Fidelity | None,
+        output: OutputSpec,
     ) -> AsyncGenerator[GenerationEvent]:
-        """Add input and yield the reply. ``deadline`` in seconds of the monotonic clock."""
+        """Add input and yield the reply, which is what ``output`` says. ``deadline`` in seconds of the monotonic clock."""
         ...
 
     async def end_turn(self, tenant: TenantId, session_id: str, *, waiting_on_tool: bool, eta_seconds: float) -> SessionInfo:

@@ -16,6 +16,7 @@ from agentmem.engine.stopping import ReplyText
 from agentmem.errors import AgentMemError, Cancelled, Draining, InternalError, InvalidInput, StaleOwner
 from agentmem.events import FinishEvent, GenerationEvent
 from agentmem.memory.segment import Branch
+from agentmem.output import FREE, OutputSpec
 from agentmem.sessions.forgetting import drop_stale
 from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
 from agentmem.sessions.loss import note_lost
@@ -50,6 +51,7 @@ class Asked:
     resume_after: int = 0
     deadline: float | None = None
     fidelity: Fidelity | None = None
+    output: OutputSpec = FREE
 
 
 class Generator:

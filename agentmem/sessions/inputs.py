@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from agentmem.chat import Chat, ChatContext
 from agentmem.errors import ContextTooLong, InvalidInput
+from agentmem.output import FREE, OutputSpec
 from agentmem.sessions.session import Session
 from agentmem.types import Message, SamplingParams, Tail, TurnInput
 
@@ -74,7 +75,8 @@ def check_length(session: Session, added: int, limits: ModelLimits, *, reply: bo
         )
 
 
-def digest_of(given: TurnInput, params: SamplingParams | None) -> str:
+def digest_of(given: TurnInput, params: SamplingParams | None, output: OutputSpec = FREE) -> str:
     """Return a digest of what a request asked for; equal digests mean that it may be answered from an earlier reply."""
-    asked = json.dumps([asdict(given), asdict(params) if params else None], sort_keys=True)
+    what = [asdict(given), asdict(params) if params else None, *([] if output == FREE else [asdict(output)])]
+    asked = json.dumps(what, sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from agentmem.engine.engine import Engine
 from agentmem.errors import ContextTooLong, NotFound, StaleOwner, StorageFailed
 from agentmem.events import GenerationEvent
+from agentmem.output import OutputSpec
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
 from agentmem.sessions.forgetting import Forgetter
@@ -272,17 +273,18 @@ class SessionManager:
         resume_after: int,
         deadline: float | None,
         fidelity: Fidelity | None,
+        output: OutputSpec,
     ) -> AsyncGenerator[GenerationEvent]:
         """Add input and yield the reply. With ``full_history`` a changed past forks the session; the first event names the fork."""
         session = await self.table.open(tenant, session_id)
         check_input(session, turn_input, self.generator.limits)
         name = RequestId(request_id) if request_id else None
-        digest = digest_of(turn_input, params)
+        digest = digest_of(turn_input, params, output)
         if turn_input.full_history:
             if not session.knows(name):
                 self.generator.refuse_when_draining()  # before a fork is made that nothing would be added to
             session, turn_input = await self._finish(self.brancher.match(session, turn_input, name))
-        asked = Asked(turn_input, params, digest, name, resume_after, deadline, fidelity)
+        asked = Asked(turn_input, params, digest, name, resume_after, deadline, fidelity, output)
         events = self.generator.generate(session, asked)
         async with contextlib.aclosing(events):
             async for event in events:

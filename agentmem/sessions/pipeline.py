@@ -32,6 +32,7 @@ class Pipeline:
         self.session = session
         self.wanted = False  # bring the session's memory back
         self.units: dict[SealJob, SealedUnit] = {}  # results that were read and that the session does not attend to yet
+        self.made: set[SealJob] = set()  # jobs whose results this session has had made and not read yet
         self._engine = engine
         self._advance = advance
         self._alone = asyncio.Lock()

@@ -217,7 +217,13 @@ class Sealing:
         try:
             found = await self.sealer.executor.run(partial(load_unit, job, self.files))
         except BlockUnavailable:
+            # Sessions that share a prefix have its unit made at the same time: only who finds nothing again has tried in vain.
+            if job in pipeline.made:
+                self._tries[job] = self._tries.get(job, 0) + 1
+                if self.is_parked(job):
+                    return False
             return await self._make(pipeline, job)
+        pipeline.made.discard(job)
         stop = job.start + len(job.blocks) * self.rules.shape.block_tokens
         pipeline.units[job] = SealedUnit(job.start, stop, found.keep, found.codes)
         self._tries.pop(job, None)
@@ -228,9 +234,9 @@ class Sealing:
         recorded = await self._observe(pipeline, job)
         if recorded is None:
             return False
-        self._tries[job] = self._tries.get(job, 0) + 1
         try:
             await self.under_way.finish(self._done(recorded))
+            pipeline.made.add(job)
         except SealFailed as error:
             await self._failed(pipeline, job, error)
         return True
@@ -250,6 +256,7 @@ class Sealing:
         """Blocks that are gone will be archived again; a first unit that is gone is made again; any other job is given up."""
         session = pipeline.session
         if error.reason != SealFailed.default_reason:  # not parked: what it reads was not there
+            self._tries[job] = self._tries.get(job, 0) + 1
             first = job.start // self.rules.shape.block_tokens
             lost = await self.sealer.executor.run(partial(first_lost, self.sealer.archive, job.blocks))
             if lost is None and job.anchor is not None:

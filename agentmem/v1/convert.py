@@ -13,6 +13,7 @@ from typing import Any
 
 from agentmem.errors import InvalidInput
 from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
+from agentmem.output import CallDelta
 from agentmem.types import (
     FidelityReport,
     Message,
@@ -265,6 +266,8 @@ def _tokens_to_pb(event: TokenEvent) -> generation_pb2.TokenEvent:
         text=event.text,
         logprobs=_logprobs_to_pb(event.logprobs),
         top_logprobs=[types_pb2.TopLogprobs(tokens=_logprobs_to_pb(top)) for top in event.top_logprobs],
+        content=event.content,
+        tool_calls=[types_pb2.CallDelta(**asdict(delta)) for delta in event.tool_calls],
     )
 
 
@@ -275,6 +278,8 @@ def _tokens_from_pb(event: generation_pb2.TokenEvent) -> TokenEvent:
         text=event.text,
         logprobs=_logprobs_from_pb(event.logprobs),
         top_logprobs=tuple(_logprobs_from_pb(top.tokens) for top in event.top_logprobs),
+        content=event.content,
+        tool_calls=tuple(CallDelta(delta.index, delta.id, delta.name, delta.arguments) for delta in event.tool_calls),
     )
 
 
@@ -289,6 +294,8 @@ def _finish_to_pb(event: FinishEvent) -> generation_pb2.FinishEvent:
         fidelity=FIDELITY[event.fidelity],
         durable=event.durable,
         detail=event.detail,
+        partial=event.partial,
+        problems=event.problems,
     )
 
 
@@ -303,6 +310,8 @@ def _finish_from_pb(event: generation_pb2.FinishEvent) -> FinishEvent:
         fidelity=FIDELITY.read(event.fidelity, "finished.fidelity"),
         durable=event.durable,
         detail=event.detail,
+        partial=event.partial,
+        problems=tuple(event.problems),
     )
 
 

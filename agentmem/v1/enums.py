@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from agentmem.errors import InvalidInput
+from agentmem.output import FormatKind, ToolMode
 from agentmem.types import ROLES, Fidelity, FinishReason, MissReason, Prefill, SessionFormat, Tier, TurnState
 from agentmem.v1 import memory_pb2, session_pb2, types_pb2
 from agentmem.views import ChangeKind, SealState
@@ -52,6 +53,8 @@ FIDELITY: EnumCodec[Fidelity] = _codec(types_pb2.Fidelity, "FIDELITY", Fidelity)
 SESSION_FORMAT: EnumCodec[SessionFormat] = _codec(types_pb2.SessionFormat, "SESSION_FORMAT", SessionFormat)
 FINISH_REASON: EnumCodec[FinishReason] = _codec(types_pb2.FinishReason, "FINISH_REASON", FinishReason)
 MISS_REASON: EnumCodec[MissReason] = _codec(types_pb2.MissReason, "MISS_REASON", MissReason)
+TOOL_MODE: EnumCodec[ToolMode] = _codec(types_pb2.ToolMode, "TOOL_MODE", ToolMode)
+FORMAT_KIND: EnumCodec[FormatKind] = _codec(types_pb2.FormatKind, "FORMAT_KIND", FormatKind)
 PREFILL: EnumCodec[Prefill] = _codec(types_pb2.Prefill, "PREFILL", Prefill)
 SEAL_STATE: EnumCodec[SealState] = _codec(memory_pb2.SealState, "SEAL_STATE", SealState)
 TIER: EnumCodec[Tier] = _codec(types_pb2.Tier, "TIER", Tier)

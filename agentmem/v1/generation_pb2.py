@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from agentmem.v1 import types_pb2 as agentmem_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentmem/v1/generation.proto\x12\x0b\x61gentmem.v1\x1a\x17\x61gentmem/v1/types.proto\"^\n\rAppendRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.agentmem.v1.TurnInput\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"c\n\x0e\x41ppendResponse\x12\x12\n\nturn_index\x18\x01 \x01(\x05\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x03\x12\x0f\n\x07\x64urable\x18\x04 \x01(\x08\"\xd5\x01\n\x0fGenerateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.agentmem.v1.TurnInput\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.agentmem.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1b\n\x13resume_after_tokens\x18\x05 \x01(\x05\x12\'\n\x08\x66idelity\x18\x06 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\"\xcf\x01\n\x0fGenerationEvent\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.agentmem.v1.StartEventH\x00\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.agentmem.v1.ProgressEventH\x00\x12)\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.agentmem.v1.TokenEventH\x00\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x18.agentmem.v1.FinishEventH\x00\x42\x07\n\x05\x65vent\"\xc8\x01\n\nStartEvent\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nturn_index\x18\x03 \x01(\x05\x12\'\n\x05reuse\x18\x04 \x01(\x0b\x32\x18.agentmem.v1.ReuseReport\x12\'\n\x08\x66idelity\x18\x05 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x07 \x01(\x03\"D\n\rProgressEvent\x12\x11\n\tprefilled\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x11\n\trestoring\x18\x03 \x01(\x08\"\x99\x01\n\nTokenEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.agentmem.v1.TokenLogprob\x12.\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x18.agentmem.v1.TopLogprobs\"\x9e\x02\n\x0b\x46inishEvent\x12\x12\n\nturn_index\x18\x01 \x01(\x05\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.agentmem.v1.FinishReason\x12%\n\x07message\x18\x03 \x01(\x0b\x32\x14.agentmem.v1.Message\x12\x0c\n\x04text\x18\x04 \x01(\t\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.agentmem.v1.Usage\x12\'\n\x05reuse\x18\x06 \x01(\x0b\x32\x18.agentmem.v1.ReuseReport\x12\'\n\x08\x66idelity\x18\x07 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\x12\x0f\n\x07\x64urable\x18\x08 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\"\x8f\x01\n\x0f\x43onverseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.agentmem.v1.TurnInput\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.agentmem.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"L\n\rConverseEvent\x12\x32\n\ngeneration\x18\x01 \x01(\x0b\x32\x1c.agentmem.v1.GenerationEventH\x00\x42\x07\n\x05\x65vent\"R\n\x0e\x45ndTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0fwaiting_on_tool\x18\x02 \x01(\x08\x12\x13\n\x0b\x65ta_seconds\x18\x03 \x01(\x01\"8\n\x0f\x45ndTurnResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\"7\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\x32\xf3\x02\n\x11GenerationService\x12\x41\n\x06\x41ppend\x12\x1a.agentmem.v1.AppendRequest\x1a\x1b.agentmem.v1.AppendResponse\x12H\n\x08Generate\x12\x1c.agentmem.v1.GenerateRequest\x1a\x1c.agentmem.v1.GenerationEvent0\x01\x12H\n\x08\x43onverse\x12\x1c.agentmem.v1.ConverseRequest\x1a\x1a.agentmem.v1.ConverseEvent(\x01\x30\x01\x12\x44\n\x07\x45ndTurn\x12\x1b.agentmem.v1.EndTurnRequest\x1a\x1c.agentmem.v1.EndTurnResponse\x12\x41\n\x06\x43\x61ncel\x12\x1a.agentmem.v1.CancelRequest\x1a\x1b.agentmem.v1.CancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentmem/v1/generation.proto\x12\x0b\x61gentmem.v1\x1a\x17\x61gentmem/v1/types.proto\"^\n\rAppendRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.agentmem.v1.TurnInput\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"c\n\x0e\x41ppendResponse\x12\x12\n\nturn_index\x18\x01 \x01(\x05\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x03\x12\x0f\n\x07\x64urable\x18\x04 \x01(\x08\"\xb9\x02\n\x0fGenerateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.agentmem.v1.TurnInput\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.agentmem.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1b\n\x13resume_after_tokens\x18\x05 \x01(\x05\x12\'\n\x08\x66idelity\x18\x06 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\x12,\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x17.agentmem.v1.ToolChoice\x12\x34\n\x0fresponse_format\x18\x08 \x01(\x0b\x32\x1b.agentmem.v1.ResponseFormat\"\xcf\x01\n\x0fGenerationEvent\x12*\n\x07started\x18\x01 \x01(\x0b\x32\x17.agentmem.v1.StartEventH\x00\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.agentmem.v1.ProgressEventH\x00\x12)\n\x06tokens\x18\x03 \x01(\x0b\x32\x17.agentmem.v1.TokenEventH\x00\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x18.agentmem.v1.FinishEventH\x00\x42\x07\n\x05\x65vent\"\xc8\x01\n\nStartEvent\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nturn_index\x18\x03 \x01(\x05\x12\'\n\x05reuse\x18\x04 \x01(\x0b\x32\x18.agentmem.v1.ReuseReport\x12\'\n\x08\x66idelity\x18\x05 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x07 \x01(\x03\"D\n\rProgressEvent\x12\x11\n\tprefilled\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x11\n\trestoring\x18\x03 \x01(\x08\"\xd6\x01\n\nTokenEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.agentmem.v1.TokenLogprob\x12.\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x18.agentmem.v1.TopLogprobs\x12\x0f\n\x07\x63ontent\x18\x06 \x01(\t\x12*\n\ntool_calls\x18\x07 \x03(\x0b\x32\x16.agentmem.v1.CallDelta\"\xc1\x02\n\x0b\x46inishEvent\x12\x12\n\nturn_index\x18\x01 \x01(\x05\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.agentmem.v1.FinishReason\x12%\n\x07message\x18\x03 \x01(\x0b\x32\x14.agentmem.v1.Message\x12\x0c\n\x04text\x18\x04 \x01(\t\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.agentmem.v1.Usage\x12\'\n\x05reuse\x18\x06 \x01(\x0b\x32\x18.agentmem.v1.ReuseReport\x12\'\n\x08\x66idelity\x18\x07 \x01(\x0e\x32\x15.agentmem.v1.Fidelity\x12\x0f\n\x07\x64urable\x18\x08 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x0f\n\x07partial\x18\n \x01(\x08\x12\x10\n\x08problems\x18\x0b \x03(\t\"\x8f\x01\n\x0f\x43onverseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.agentmem.v1.TurnInput\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.agentmem.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"L\n\rConverseEvent\x12\x32\n\ngeneration\x18\x01 \x01(\x0b\x32\x1c.agentmem.v1.GenerationEventH\x00\x42\x07\n\x05\x65vent\"R\n\x0e\x45ndTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0fwaiting_on_tool\x18\x02 \x01(\x08\x12\x13\n\x0b\x65ta_seconds\x18\x03 \x01(\x01\"8\n\x0f\x45ndTurnResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Session\"7\n\rCancelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\x32\xf3\x02\n\x11GenerationService\x12\x41\n\x06\x41ppend\x12\x1a.agentmem.v1.AppendRequest\x1a\x1b.agentmem.v1.AppendResponse\x12H\n\x08Generate\x12\x1c.agentmem.v1.GenerateRequest\x1a\x1c.agentmem.v1.GenerationEvent0\x01\x12H\n\x08\x43onverse\x12\x1c.agentmem.v1.ConverseRequest\x1a\x1a.agentmem.v1.ConverseEvent(\x01\x30\x01\x12\x44\n\x07\x45ndTurn\x12\x1b.agentmem.v1.EndTurnRequest\x1a\x1c.agentmem.v1.EndTurnResponse\x12\x41\n\x06\x43\x61ncel\x12\x1a.agentmem.v1.CancelRequest\x1a\x1b.agentmem.v1.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,29 +37,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDRESPONSE']._serialized_start=166
   _globals['_APPENDRESPONSE']._serialized_end=265
   _globals['_GENERATEREQUEST']._serialized_start=268
-  _globals['_GENERATEREQUEST']._serialized_end=481
-  _globals['_GENERATIONEVENT']._serialized_start=484
-  _globals['_GENERATIONEVENT']._serialized_end=691
-  _globals['_STARTEVENT']._serialized_start=694
-  _globals['_STARTEVENT']._serialized_end=894
-  _globals['_PROGRESSEVENT']._serialized_start=896
-  _globals['_PROGRESSEVENT']._serialized_end=964
-  _globals['_TOKENEVENT']._serialized_start=967
-  _globals['_TOKENEVENT']._serialized_end=1120
-  _globals['_FINISHEVENT']._serialized_start=1123
-  _globals['_FINISHEVENT']._serialized_end=1409
-  _globals['_CONVERSEREQUEST']._serialized_start=1412
-  _globals['_CONVERSEREQUEST']._serialized_end=1555
-  _globals['_CONVERSEEVENT']._serialized_start=1557
-  _globals['_CONVERSEEVENT']._serialized_end=1633
-  _globals['_ENDTURNREQUEST']._serialized_start=1635
-  _globals['_ENDTURNREQUEST']._serialized_end=1717
-  _globals['_ENDTURNRESPONSE']._serialized_start=1719
-  _globals['_ENDTURNRESPONSE']._serialized_end=1775
-  _globals['_CANCELREQUEST']._serialized_start=1777
-  _globals['_CANCELREQUEST']._serialized_end=1832
-  _globals['_CANCELRESPONSE']._serialized_start=1834
-  _globals['_CANCELRESPONSE']._serialized_end=1869
-  _globals['_GENERATIONSERVICE']._serialized_start=1872
-  _globals['_GENERATIONSERVICE']._serialized_end=2243
+  _globals['_GENERATEREQUEST']._serialized_end=581
+  _globals['_GENERATIONEVENT']._serialized_start=584
+  _globals['_GENERATIONEVENT']._serialized_end=791
+  _globals['_STARTEVENT']._serialized_start=794
+  _globals['_STARTEVENT']._serialized_end=994
+  _globals['_PROGRESSEVENT']._serialized_start=996
+  _globals['_PROGRESSEVENT']._serialized_end=1064
+  _globals['_TOKENEVENT']._serialized_start=1067
+  _globals['_TOKENEVENT']._serialized_end=1281
+  _globals['_FINISHEVENT']._serialized_start=1284
+  _globals['_FINISHEVENT']._serialized_end=1605
+  _globals['_CONVERSEREQUEST']._serialized_start=1608
+  _globals['_CONVERSEREQUEST']._serialized_end=1751
+  _globals['_CONVERSEEVENT']._serialized_start=1753
+  _globals['_CONVERSEEVENT']._serialized_end=1829
+  _globals['_ENDTURNREQUEST']._serialized_start=1831
+  _globals['_ENDTURNREQUEST']._serialized_end=1913
+  _globals['_ENDTURNRESPONSE']._serialized_start=1915
+  _globals['_ENDTURNRESPONSE']._serialized_end=1971
+  _globals['_CANCELREQUEST']._serialized_start=1973
+  _globals['_CANCELREQUEST']._serialized_end=2028
+  _globals['_CANCELRESPONSE']._serialized_start=2030
+  _globals['_CANCELRESPONSE']._serialized_end=2065
+  _globals['_GENERATIONSERVICE']._serialized_start=2068
+  _globals['_GENERATIONSERVICE']._serialized_end=2439
 # @@protoc_insertion_point(module_scope)

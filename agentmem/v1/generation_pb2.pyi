@@ -30,20 +30,24 @@ class AppendResponse(_message.Message):
     def __init__(self, turn_index: _Optional[int] = ..., input_tokens: _Optional[int] = ..., context_tokens: _Optional[int] = ..., durable: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("session_id", "input", "sampling", "request_id", "resume_after_tokens", "fidelity")
+    __slots__ = ("session_id", "input", "sampling", "request_id", "resume_after_tokens", "fidelity", "tool_choice", "response_format")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_AFTER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     input: _types_pb2.TurnInput
     sampling: _types_pb2.SamplingParams
     request_id: str
     resume_after_tokens: int
     fidelity: _types_pb2.Fidelity
-    def __init__(self, session_id: _Optional[str] = ..., input: _Optional[_Union[_types_pb2.TurnInput, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., resume_after_tokens: _Optional[int] = ..., fidelity: _Optional[_Union[_types_pb2.Fidelity, str]] = ...) -> None: ...
+    tool_choice: _types_pb2.ToolChoice
+    response_format: _types_pb2.ResponseFormat
+    def __init__(self, session_id: _Optional[str] = ..., input: _Optional[_Union[_types_pb2.TurnInput, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., resume_after_tokens: _Optional[int] = ..., fidelity: _Optional[_Union[_types_pb2.Fidelity, str]] = ..., tool_choice: _Optional[_Union[_types_pb2.ToolChoice, _Mapping]] = ..., response_format: _Optional[_Union[_types_pb2.ResponseFormat, _Mapping]] = ...) -> None: ...
 
 class GenerationEvent(_message.Message):
     __slots__ = ("started", "progress", "tokens", "finished")
@@ -86,21 +90,25 @@ class ProgressEvent(_message.Message):
     def __init__(self, prefilled: _Optional[int] = ..., total: _Optional[int] = ..., restoring: bool = ...) -> None: ...
 
 class TokenEvent(_message.Message):
-    __slots__ = ("index", "token_ids", "text", "logprobs", "top_logprobs")
+    __slots__ = ("index", "token_ids", "text", "logprobs", "top_logprobs", "content", "tool_calls")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprob]
     top_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprobs]
-    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprob, _Mapping]]] = ..., top_logprobs: _Optional[_Iterable[_Union[_types_pb2.TopLogprobs, _Mapping]]] = ...) -> None: ...
+    content: str
+    tool_calls: _containers.RepeatedCompositeFieldContainer[_types_pb2.CallDelta]
+    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprob, _Mapping]]] = ..., top_logprobs: _Optional[_Iterable[_Union[_types_pb2.TopLogprobs, _Mapping]]] = ..., content: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[_types_pb2.CallDelta, _Mapping]]] = ...) -> None: ...
 
 class FinishEvent(_message.Message):
-    __slots__ = ("turn_index", "finish_reason", "message", "text", "usage", "reuse", "fidelity", "durable", "detail")
+    __slots__ = ("turn_index", "finish_reason", "message", "text", "usage", "reuse", "fidelity", "durable", "detail", "partial", "problems")
     TURN_INDEX_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +118,8 @@ class FinishEvent(_message.Message):
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     turn_index: int
     finish_reason: _types_pb2.FinishReason
     message: _types_pb2.Message
@@ -119,7 +129,9 @@ class FinishEvent(_message.Message):
     fidelity: _types_pb2.Fidelity
     durable: bool
     detail: str
-    def __init__(self, turn_index: _Optional[int] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., message: _Optional[_Union[_types_pb2.Message, _Mapping]] = ..., text: _Optional[str] = ..., usage: _Optional[_Union[_types_pb2.Usage, _Mapping]] = ..., reuse: _Optional[_Union[_types_pb2.ReuseReport, _Mapping]] = ..., fidelity: _Optional[_Union[_types_pb2.Fidelity, str]] = ..., durable: bool = ..., detail: _Optional[str] = ...) -> None: ...
+    partial: bool
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, turn_index: _Optional[int] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., message: _Optional[_Union[_types_pb2.Message, _Mapping]] = ..., text: _Optional[str] = ..., usage: _Optional[_Union[_types_pb2.Usage, _Mapping]] = ..., reuse: _Optional[_Union[_types_pb2.ReuseReport, _Mapping]] = ..., fidelity: _Optional[_Union[_types_pb2.Fidelity, str]] = ..., durable: bool = ..., detail: _Optional[str] = ..., partial: bool = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ConverseRequest(_message.Message):
     __slots__ = ("session_id", "input", "sampling", "request_id")

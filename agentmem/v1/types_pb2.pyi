@@ -74,6 +74,23 @@ class TurnState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TURN_STATE_UNSPECIFIED: _ClassVar[TurnState]
     TURN_STATE_OPEN: _ClassVar[TurnState]
     TURN_STATE_SEALED: _ClassVar[TurnState]
+
+class ToolMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOOL_MODE_UNSPECIFIED: _ClassVar[ToolMode]
+    TOOL_MODE_AUTO: _ClassVar[ToolMode]
+    TOOL_MODE_NONE: _ClassVar[ToolMode]
+    TOOL_MODE_REQUIRED: _ClassVar[ToolMode]
+    TOOL_MODE_NAMED: _ClassVar[ToolMode]
+
+class FormatKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FORMAT_KIND_UNSPECIFIED: _ClassVar[FormatKind]
+    FORMAT_KIND_TEXT: _ClassVar[FormatKind]
+    FORMAT_KIND_JSON_OBJECT: _ClassVar[FormatKind]
+    FORMAT_KIND_JSON_SCHEMA: _ClassVar[FormatKind]
+    FORMAT_KIND_REGEX: _ClassVar[FormatKind]
+    FORMAT_KIND_LARK: _ClassVar[FormatKind]
 FIDELITY_UNSPECIFIED: Fidelity
 FIDELITY_AUTO: Fidelity
 FIDELITY_EXACT: Fidelity
@@ -118,6 +135,17 @@ TIER_PEER: Tier
 TURN_STATE_UNSPECIFIED: TurnState
 TURN_STATE_OPEN: TurnState
 TURN_STATE_SEALED: TurnState
+TOOL_MODE_UNSPECIFIED: ToolMode
+TOOL_MODE_AUTO: ToolMode
+TOOL_MODE_NONE: ToolMode
+TOOL_MODE_REQUIRED: ToolMode
+TOOL_MODE_NAMED: ToolMode
+FORMAT_KIND_UNSPECIFIED: FormatKind
+FORMAT_KIND_TEXT: FormatKind
+FORMAT_KIND_JSON_OBJECT: FormatKind
+FORMAT_KIND_JSON_SCHEMA: FormatKind
+FORMAT_KIND_REGEX: FormatKind
+FORMAT_KIND_LARK: FormatKind
 
 class ToolCall(_message.Message):
     __slots__ = ("id", "name", "arguments")
@@ -152,6 +180,36 @@ class Message(_message.Message):
     tool_call_id: str
     tool_calls: _containers.RepeatedCompositeFieldContainer[ToolCall]
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., content: _Optional[str] = ..., name: _Optional[str] = ..., tool_call_id: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCall, _Mapping]]] = ...) -> None: ...
+
+class ToolChoice(_message.Message):
+    __slots__ = ("mode", "name", "parallel")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    mode: ToolMode
+    name: str
+    parallel: bool
+    def __init__(self, mode: _Optional[_Union[ToolMode, str]] = ..., name: _Optional[str] = ..., parallel: bool = ...) -> None: ...
+
+class ResponseFormat(_message.Message):
+    __slots__ = ("kind", "text")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    kind: FormatKind
+    text: str
+    def __init__(self, kind: _Optional[_Union[FormatKind, str]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class CallDelta(_message.Message):
+    __slots__ = ("index", "id", "name", "arguments")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    id: str
+    name: str
+    arguments: str
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
 
 class TurnInput(_message.Message):
     __slots__ = ("messages", "text", "token_ids", "full_history")

@@ -13,10 +13,12 @@ from typing import Self
 
 from agentmem.errors import AgentMemError, AlreadyExists, InternalError
 from agentmem.events import FinishEvent, GenerationEvent
+from agentmem.output import FREE, OutputSpec
 from agentmem.types import Fidelity, Message, Policy, SamplingParams, SessionFormat, SessionRecord, TurnInput
 from agentmem.v1 import generation_pb2, memory_pb2, session_pb2
 from agentmem.v1.convert import encoding, sampling_to_pb, turn_input_to_pb
 from agentmem.v1.enums import FIDELITY
+from agentmem.v1.output import response_format_to_pb, tool_choice_to_pb
 from agentmem.v1.views import (
     append_result_from_pb,
     change_from_pb,
@@ -136,12 +138,14 @@ class AsyncSession:
         request_id: str | None = None,
         resume_after: int = 0,
         fidelity: Fidelity | None = None,
+        output: OutputSpec = FREE,
         deadline_seconds: float | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Add input and yield the reply's events, reconnecting when the stream breaks. Leaving the loop early cancels the reply.
 
         ``content`` None replies to what is there. ``request_id`` with ``resume_after`` (tokens already received) continues a
-        reply of an earlier process. ``fidelity`` is for this reply only; None: as the session's policy says.
+        reply of an earlier process. ``fidelity`` is for this reply only; None: as the session's policy says. ``output`` says which tools it
+        calls and what its text must match.
         """
         sampling = sampling or SamplingParams()
         if sampling.temperature > 0 and sampling.seed is None and request_id is None:
@@ -156,6 +160,8 @@ class AsyncSession:
             request_id=self._last_request,
             resume_after_tokens=resume_after,
             fidelity=FIDELITY[fidelity],
+            tool_choice=tool_choice_to_pb(output.tool_choice),
+            response_format=response_format_to_pb(output.response_format),
         )
         reply = Reply(self._transport, request, deadline_seconds or self._transport.reply_seconds)
         try:
@@ -173,10 +179,13 @@ class AsyncSession:
         *,
         request_id: str | None = None,
         fidelity: Fidelity | None = None,
+        output: OutputSpec = FREE,
         deadline_seconds: float | None = None,
     ) -> FinishEvent:
         """Like ``generate``, but return only the last event, which holds the whole text."""
-        events = self.generate(content, sampling, request_id=request_id, fidelity=fidelity, deadline_seconds=deadline_seconds)
+        events = self.generate(
+            content, sampling, request_id=request_id, fidelity=fidelity, output=output, deadline_seconds=deadline_seconds
+        )
         finish: FinishEvent | None = None
         async with aclosing(events):
             async for event in events:  # to the end of the stream: leaving early would cancel

@@ -14,6 +14,7 @@ from agentmem.api.server import ApiServer
 from agentmem.config import ServerSettings
 from agentmem.errors import AgentMemError, AlreadyExists, Disconnected, InvalidInput, NotFound
 from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
+from agentmem.output import OutputSpec
 from agentmem.telemetry import Metrics
 from agentmem.types import (
     Fidelity,
@@ -204,6 +205,7 @@ class FakeSessions:
         resume_after: int,
         deadline: float | None,
         fidelity: Fidelity | None,
+        output: OutputSpec,
     ) -> AsyncGenerator[GenerationEvent]:
         self._enter("generate")
         self.params.append(params)

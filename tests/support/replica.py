@@ -22,6 +22,7 @@ from agentmem.app import Core, build_core
 from agentmem.config import Settings, load_settings
 from agentmem.engine.model import ModelHandle, load_model
 from agentmem.events import FinishEvent, GenerationEvent, StartEvent, TokenEvent
+from agentmem.output import FREE, OutputSpec
 from agentmem.sessions.session import Session
 from agentmem.types import Fidelity, Message, SamplingParams, SessionFormat, TenantId, TurnInput
 from agentmem.views import SessionInfo, SessionSpec
@@ -162,6 +163,7 @@ class Replica:
         resume_after: int = 0,
         deadline: float | None = None,
         fidelity: Fidelity | None = None,
+        output: OutputSpec = FREE,
         **sampling: Any,
     ) -> AsyncIterator[GenerationEvent]:
         """Start Generate; nothing happens before the first event is asked for."""
@@ -174,6 +176,7 @@ class Replica:
             resume_after=resume_after,
             deadline=deadline,
             fidelity=fidelity,
+            output=output,
         )
 
     async def ask(self, name: str, given: TurnInput | str, max_tokens: int = 8, **options: Any) -> Answer:

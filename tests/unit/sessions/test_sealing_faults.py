@@ -361,3 +361,26 @@ async def test_old_units_serve_until_the_new_ones_are_there(replica: Replica, mo
     assert session.sealed is not None
     assert 16 == session.sealed.units[0].codes.shape[-1]
     assert {0.3} == {job.recipe.keep for job in session.sealed_by}
+
+
+async def test_sessions_that_share_a_prefix_seal_it_at_once(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions have the result of one unit made at the same time, each reads it, and nobody takes it for a failure."""
+    names = [f"s{n}" for n in range(6)]
+    executor = replica.manager.sealing.sealer.executor
+    make, waiting, gate = executor.seal, [0], asyncio.Event()
+
+    async def seal(job: SealJob) -> None:
+        waiting[0] += job.start == 0
+        await gate.wait()
+        await make(job)
+
+    monkeypatch.setattr(executor, "seal", seal)
+    for name in names:
+        await replica.create(name, system="what all of them are told first " * 8, policy=EXACT)
+    await asyncio.gather(*(replica.ask(name, f"{name} what is there to say " * 3, 8, ignore_eos=True) for name in names))
+    await until(lambda: waiting[0] == len(names))
+    gate.set()
+    for name in names:
+        session = await replica.settle(name)
+        assert (len(session.chain) // BLOCK - 4) * BLOCK == length(session)
+    assert 0 == replica.manager.sealing.stats.parked
