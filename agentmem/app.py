@@ -192,7 +192,7 @@ def _wire(settings: Settings, model: ModelHandle, stores: Stores, engine: Engine
     table = SessionTable(stores.ledger, engine, identity, secret, settings.memory.block_tokens, exact_bytes=exact_bytes)
     sealer = Sealer(engine, stores.archive, stores.ledger, executor, keep_blocks=settings.storage.kv_archive)
     max_context = min(settings.model.max_context or model.max_context, model.max_context)
-    chat = Chat(model.tokenizer, model.eos_token_ids)
+    chat = Chat(model.tokenizer, model.eos_token_ids, model.vocab_size)
     rules = sealing_rules(stores, model, chat, engine.runner.heads.scale, max_context)
     sealing = Sealing(sealer, stores.seal_files, Recordings(state / "queries"), rules)
     table.on_live, table.on_loaded = sealing.attach, lambda session: sealing.expect(session, 0.0)

@@ -29,6 +29,7 @@ BENCHMARKS = {
     "decode": "Prefill and decode speed beside HF generate; with --fidelity, time a token as the context grows.",
     "recall": "What compressed memory still knows: planted facts, KL and tokens attended, for every compressor and recall method.",
     "density": "Private memory of a session, EXACT and RECALL, and the sessions that fit in a budget.",
+    "toolloop": "Recorded agents replayed: with each drafter, beside HF generate and other servers.",
     "drift": "KL of each of 12 turns under RECALL, with the exact re-encode and without.",
 }
 
@@ -157,6 +158,29 @@ def drift(
 ) -> None:
     """Measure turn by turn."""
     raise typer.Exit(run_benchmark("drift", Options(model, dtype, threads, repeat), json_file=json_file, check=check, plot=plot))
+
+
+@app.command("toolloop", help=BENCHMARKS["toolloop"])
+def toolloop(
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    json_file: Json = None,
+    *,
+    traces: Annotated[str, typer.Option(help="Traces, with commas between them. Default: all there are.")] = "",
+    drafters: Annotated[str, typer.Option(help="Drafters to compare; none and auto are needed.")] = "none,forced,ngram,suffix,auto",
+    turns: Annotated[int, typer.Option(min=0, help="Turns of each trace; 0: all.")] = 0,
+    peer: Annotated[list[str] | None, typer.Option(metavar="NAME=URL", help="Another OpenAI-compatible server; may be repeated.")] = None,
+    hf: Annotated[bool, typer.Option(help="Time HF generate too.")] = True,
+    check: Check = False,
+) -> None:
+    """Replay the traces turn by turn."""
+
+    def sizes(module: Any) -> object:  # noqa: ANN401 - a module's own class
+        peers = tuple(map(module.Peer.parse, peer or ()))
+        return module.Sizes(traces=_names(traces), drafters=_names(drafters), peers=peers, hf=hf, turns=turns)
+
+    raise typer.Exit(run_benchmark("toolloop", Options(model, dtype, threads, 1), json_file=json_file, check=check, sizes=sizes))
 
 
 def run_benchmark(

@@ -24,6 +24,7 @@ from agentmem.bench.report import Cell, Column, Report
 from agentmem.bench.texts import TextSource
 from agentmem.config import load_settings
 from agentmem.errors import InvalidInput
+from agentmem.output import FREE
 from agentmem.types import Fidelity, Policy, RequestId, SamplingParams, SessionFormat, TenantId, TurnInput
 from agentmem.views import SessionSpec
 
@@ -157,7 +158,7 @@ async def _reply(core: Core, name: str, given: tuple[int, ...], sizes: Sizes, nu
     request = RequestId(f"turn-{number}")
     sampling = SamplingParams(sizes.temperature, seed=number, max_tokens=sizes.reply_tokens, ignore_eos=True)
     events = core.manager.generate(
-        TENANT, name, TurnInput(token_ids=given), sampling, request_id=request, resume_after=0, deadline=None, fidelity=None
+        TENANT, name, TurnInput(token_ids=given), sampling, request_id=request, resume_after=0, deadline=None, fidelity=None, output=FREE
     )
     async with aclosing(events):
         async for _ in events:

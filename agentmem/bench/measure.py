@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from agentmem.errors import InternalError
 from agentmem.events import FinishEvent, TokenEvent
+from agentmem.output import FREE, OutputSpec
 from agentmem.types import Fidelity, SamplingParams
 from agentmem_client import AsyncSession
 from agentmem_client.session import Input
@@ -50,6 +51,7 @@ async def timed_reply(
     *,
     request_id: str | None = None,
     fidelity: Fidelity | None = None,
+    output: OutputSpec = FREE,
     on_tokens: Callable[[int], None] | None = None,
 ) -> TimedReply:
     """Generate and return the reply with its times. ``on_tokens`` is called with the number of tokens received so far.
@@ -61,7 +63,7 @@ async def timed_reply(
     first = last = 0.0
     num_first = 0
     finish: FinishEvent | None = None
-    events = session.generate(content, sampling, request_id=request_id, fidelity=fidelity)
+    events = session.generate(content, sampling, request_id=request_id, fidelity=fidelity, output=output)
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TokenEvent) and event.token_ids:

@@ -129,9 +129,9 @@ class ServerProcess:
 
 
 @contextlib.asynccontextmanager
-async def connected(server: ServerProcess) -> AsyncIterator[AsyncAgentMem]:
+async def connected(server: ServerProcess, token: str = "") -> AsyncIterator[AsyncAgentMem]:
     """Yield a client of ``server`` that waits out a restart: it tries again for as long as loading a model takes."""
     retry = RetryPolicy(attempts=1000, base_seconds=0.1, max_seconds=0.5)
-    async with AsyncAgentMem(server.address, deadline_seconds=START_SECONDS, retry=retry) as client:
+    async with AsyncAgentMem(server.address, token=token, deadline_seconds=START_SECONDS, retry=retry) as client:
         await client.wait_ready(START_SECONDS)
         yield client

@@ -64,6 +64,11 @@ THRESHOLDS: dict[str, dict[str, Threshold]] = {
         "process_of_exact": Threshold("at most", 0.3, "the same of what the server's anonymous memory grows by"),
         "silent_sessions": Threshold("at most", 0, "sessions that fit in the budget and did not answer"),
     },
+    "toolloop": {
+        "speedup": Threshold("at least", 2.5, "tokens a second with the controller, over those without drafts, all traces together"),
+        "slowest_trace": Threshold("at least", 0.97, "the same on the trace that gains least"),
+        "hf_turn": Threshold("at least", 4, "HF's time for a turn at 4,000 tokens of context, over ours, median"),
+    },
     "drift": {
         "growth": Threshold("at most", 2, "KL of turn 12 over that of turn 2, with re-encode"),
     },

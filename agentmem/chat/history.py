@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from agentmem.types import Message, ToolCall
 
-_EXACT = 2**53  # floats below hold every integer
+_EXACT = 2**53  # floats hold every integer up to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,15 @@ def _calls_agree(known: ToolCall, sent: ToolCall) -> bool:
 
 
 def _canonical(arguments: str) -> str:
-    # Through text again, because Python takes 1 and true for equal; 1.0 and 1 are one number to JSON.
+    # Through text again, because Python takes 1 and true for equal. Models leave newlines in strings unescaped, which Python's clients
+    # can be told to accept; clients that read no arguments as an empty object send that.
     try:
-        return json.dumps(json.loads(arguments, parse_float=_number), sort_keys=True)
+        return json.dumps(json.loads(arguments.strip() or "{}", parse_float=_number, parse_int=_number, strict=False), sort_keys=True)
     except (ValueError, RecursionError):  # not JSON, or JSON too deep to be anyone's arguments
         return arguments
 
 
 def _number(text: str) -> float:
+    # 1.0 and 1 are one number to JSON, and beyond 2^53 JavaScript's clients send the nearest float.
     value = float(text)
-    return int(value) if value.is_integer() and abs(value) < _EXACT else value
+    return int(value) if value.is_integer() and abs(value) <= _EXACT else value

@@ -1,34 +1,20 @@
-"""How tools are shown and called in text, for templates that know none, and how calls are found in replies."""
+"""How tools are shown and called in text: the table of formats, one file each."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from agentmem.chat.call_shape import CallShape
+from agentmem.chat.calls import CallStream, CallSyntax
+from agentmem.chat.reply_parts import NewId
 from agentmem.errors import InvalidInput
 from agentmem.registry import Registry
 from agentmem.types import Message, ToolCall, ToolSpec
 
-
-class ToolFormat(Protocol):
-    """A way of writing tools, calls and results as text."""
-
-    def section(self, tools: Sequence[ToolSpec]) -> str:
-        """Return what the system prompt says about ``tools``. Raises InvalidInput when one's parameters are not a JSON object."""
-
-    def write(self, message: Message) -> Message:
-        """Return ``message`` with its tool calls, or its being a tool's result, put into its content."""
-
-    def read(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
-        """Return the text around the tool calls in ``text``, and the calls. Malformed calls stay text."""
-
-
-TOOL_FORMATS: Registry[ToolFormat] = Registry("tool format")
-
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _SECTION = """# Tools
 
 You may call one or more functions to assist with the user query.
@@ -38,69 +24,71 @@ You are provided with function signatures within <tools></tools> XML tags:
 {tools}
 </tools>
 
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
-</tool_call>"""
+{instruction}"""
 
 
 @dataclass(frozen=True, slots=True)
-class Hermes:
-    """The format of Nous Hermes 2 Pro, which Qwen took over (https://github.com/NousResearch/Hermes-Function-Calling).
+class ToolFormat:
+    """A way of writing tools, calls and results as text.
 
-    Results go into a user message, because templates without tools may know no tool role.
+    ``shape``: how calls are written, ``syntax``: how they are read, which is laxer. ``instruction`` tells a model that was not trained
+    for it how to call. ``controls``: the tokens that are part of calls, shown where a tokenizer counts them as special too.
     """
 
+    name: str
+    shape: CallShape
+    syntax: CallSyntax
+    instruction: str
+    controls: tuple[str, ...] = ()
+
     def section(self, tools: Sequence[ToolSpec]) -> str:
-        """Return the system prompt's section about ``tools``, one JSON signature a line."""
-        return _SECTION.format(tools="\n".join(_dump(signature(tool)) for tool in tools))
+        """Return what the system prompt says about ``tools``, one JSON signature a line.
+
+        Raises InvalidInput when one's parameters are not a JSON object.
+        """
+        return _SECTION.format(tools="\n".join(dump(signature(tool)) for tool in tools), instruction=self.instruction)
 
     def write(self, message: Message) -> Message:
-        """Return ``message`` as one that any template can render."""
+        """Return ``message`` with its tool calls, or its being a tool's result, put into its content, for templates without tools.
+
+        Results go into a user message, because such templates may know no tool role.
+        """
         if message.role == "tool":
             return Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
         if not message.tool_calls:
             return message
-        calls = [_dump({"name": call.name, "arguments": parse_arguments(call.arguments)}) for call in message.tool_calls]
-        blocks = [f"{_OPEN}\n{call}\n{_CLOSE}" for call in calls]
-        return Message(message.role, "\n".join([message.content, *blocks] if message.content else blocks), message.name)
+        calls = written_calls(self.shape, message.tool_calls)
+        return Message(message.role, f"{message.content}\n{calls}" if message.content else calls, message.name)
 
     def read(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
-        """Return the text without its ``<tool_call>`` blocks, stripped if there were any, and the calls in order."""
-        calls: list[ToolCall] = []
-        kept: list[str] = []
-        rest = text
-        while _OPEN in rest:
-            before, _, after = rest.partition(_OPEN)
-            call, length = _read_call(after)
-            if call is None:
-                kept.append(before + _OPEN)
-            else:
-                kept.append(before)
-                calls.append(call)
-            rest = after[length:]
-        return ("".join([*kept, rest]).strip() if calls else text), tuple(calls)
+        """Return the text around the tool calls in ``text``, and the calls. Malformed calls stay text."""
+        stream = self.stream(random_id)
+        stream.push(text)
+        stream.finish()
+        return stream.content, stream.calls
+
+    def stream(self, new_id: NewId, known: Collection[str] | None = None) -> CallStream:
+        """Return a parser for one reply. ``known``: names of the tools, None if it is not known which there are."""
+        return CallStream(self.syntax, new_id, known)
 
 
-TOOL_FORMATS.register("hermes")(Hermes())
+TOOL_FORMATS: Registry[ToolFormat] = Registry("tool format")
 
 
-def _read_call(text: str) -> tuple[ToolCall | None, int]:
-    """Return the call at the start of ``text``, which follows an opening tag, and how much it takes; (None, 0) if there is none."""
-    start = len(text) - len(text.lstrip())
-    try:
-        value, end = json.JSONDecoder().raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return None, 0
-    tail = text[end:].lstrip()
-    closed = tail.startswith(_CLOSE)
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not (closed or not tail):
-        return None, 0
-    arguments = value.get("arguments", {})
-    written = arguments if isinstance(arguments, str) else _dump(arguments)
-    # Nine letters and digits: the only form of id that Mistral's templates accept.
-    call = ToolCall(uuid.uuid4().hex[:9], value["name"], written)
-    return call, len(text) - len(tail) + (len(_CLOSE) if closed else 0)
+def written_calls(shape: CallShape, calls: Sequence[ToolCall]) -> str:
+    """Return ``calls`` as text in ``shape``."""
+    written = []
+    for call in calls:
+        name = dump(call.name)[1:-1] if shape.before_name.endswith('"') else call.name
+        written.append(f"{shape.before_name}{name}{shape.between}{dump(parse_arguments(call.arguments))}{shape.after}")
+    if shape.separator is not None:
+        return f"{shape.open}{shape.separator.join(written)}{shape.close}"
+    return shape.gap.join(f"{shape.open}{call}{shape.close}" for call in written)
+
+
+def random_id(_index: int) -> str:
+    """Return an id for a call, for callers that need not get the same one again."""
+    return uuid.uuid4().hex[:9]
 
 
 def signature(tool: ToolSpec) -> dict[str, Any]:
@@ -120,5 +108,6 @@ def parse_arguments(text: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     return value if isinstance(value, dict) else text
 
 
-def _dump(value: object) -> str:
+def dump(value: object) -> str:
+    """Return ``value`` as JSON text, without escapes for what UTF-8 can hold."""
     return json.dumps(value, ensure_ascii=False)

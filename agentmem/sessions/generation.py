@@ -27,10 +27,11 @@ from agentmem.sessions.requests import engine_request
 from agentmem.sessions.reuse import reuse_of
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
+from agentmem.sessions.shaping import UNSHAPED, CallIds, Shaped, parsed_reply, parser_of, shape_of
 from agentmem.sessions.stale import cut
 from agentmem.sessions.tasks import Tasks
 from agentmem.sessions.turns import appended, extended, same_request, seed_of
-from agentmem.types import Fidelity, FinishReason, Message, RequestId, ReuseReport, SamplingParams, Turn, TurnInput, TurnState, Usage
+from agentmem.types import Fidelity, FinishReason, RequestId, ReuseReport, SamplingParams, Turn, TurnInput, TurnState, Usage
 from agentmem.views import AppendResult, ChangeKind
 
 log = logging.getLogger(__name__)
@@ -140,23 +141,30 @@ class Generator:
         try:
             added = await asyncio.to_thread(encode_input, self.chat, session, asked.given, reply=True)
             check_length(session, len(added), self.limits, reply=True)
+            shaped = await asyncio.to_thread(shape_of, self.chat, session, asked.output)
             name = asked.request_id or RequestId(secrets.token_hex(8))
-            run = await self._submit(session, added, asked, name)
+            run = await self._submit(session, added, asked, name, shaped)
         except BaseException:
             session.unclaim()
             raise
         turn_index = session.open_turn.index if session.open_turn else len(session.turns)
         reply = Reply(
-            run, session_id=session.record.id, request_id=name, digest=asked.digest, turn_index=turn_index, input_tokens=len(added)
+            run,
+            session_id=session.record.id,
+            request_id=name,
+            digest=asked.digest,
+            turn_index=turn_index,
+            input_tokens=len(added),
+            parser=parser_of(self.chat, session, CallIds(session.record.id, name)),
         )
         session.replies[name] = reply
         while len(session.replies) > MAX_REPLIES:
             session.replies.popitem(last=False)
-        self.tasks.spawn(self._drive(session, reply, asked, added))
+        self.tasks.spawn(self._drive(session, reply, asked, added, shaped))
         session.notify(ChangeKind.GENERATING, turn_index)
         return reply
 
-    async def _drive(self, session: Session, reply: Reply, asked: Asked, added: list[int]) -> None:
+    async def _drive(self, session: Session, reply: Reply, asked: Asked, added: list[int], shaped: Shaped) -> None:
         """Follow one reply to its end, commit its turn, free the session. The task that nobody has to wait for."""
         finish: FinishEvent | None = None
         error: AgentMemError | None = None
@@ -164,7 +172,7 @@ class Generator:
         self.sealer.archive.hold(held)  # nobody may evict what this reply may have to read back
         try:
             await reply.run_to_end()
-            finish = await self._seal(session, reply, asked, added)
+            finish = await self._seal(session, reply, asked, added, shaped)
         except AgentMemError as raised:
             error = raised
             session.closed |= isinstance(raised, StaleOwner)
@@ -178,11 +186,12 @@ class Generator:
             reply.close(finish, error)
             self.sealer.archive.release(held)
 
-    async def _seal(self, session: Session, reply: Reply, asked: Asked, added: list[int]) -> FinishEvent:
+    async def _seal(self, session: Session, reply: Reply, asked: Asked, added: list[int], shaped: Shaped) -> FinishEvent:
         run = reply.run
         text = reply.text()
         generated = [output.token_id for output in run.outputs]
-        message = Message("assistant", text) if session.is_raw else self.chat.reply(generated, text)
+        parsed = parsed_reply(self.chat, session, CallIds(session.record.id, reply.request_id), generated, text)
+        message = parsed.message
         reason = run.finish_reason or FinishReason.STOP
         if message.tool_calls and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
@@ -212,9 +221,13 @@ class Generator:
             fidelity=turn.fidelity,
             durable=durable,
             detail="" if durable else f"not durable yet: {next(iter(session.unsaved.values()), '')}",
+            partial=parsed.partial,
+            problems=(*shaped.problems, *parsed.problems),
         )
 
-    async def _submit(self, session: Session, added: list[int], asked: Asked | None, name: RequestId | None) -> Run:
+    async def _submit(
+        self, session: Session, added: list[int], asked: Asked | None, name: RequestId | None, shaped: Shaped = UNSHAPED
+    ) -> Run:
         """Have the engine compute ``added`` after the session's tokens and, where something was ``asked``, reply."""
         chain = session.chain.copy()
         chain.extend(added)
@@ -231,6 +244,7 @@ class Generator:
             max_length=self.limits.max_context,
             hint=session.hint,
             deadline=asked.deadline if asked else None,
+            guide=shaped.guide,
         )
         holed = session.memory_with_holes(asked.fidelity if asked else None)
         if holed is not None and len(holed.tokens) + len(added) < self.limits.max_context:

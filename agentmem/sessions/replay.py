@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from agentmem.chat import Chat
 from agentmem.errors import InvalidInput
 from agentmem.events import FinishEvent, GenerationEvent, StartEvent, TokenEvent
+from agentmem.sessions.reply import Parts
 from agentmem.sessions.session import Session
+from agentmem.sessions.shaping import CallIds, parsed_reply, parser_of
 from agentmem.types import FinishReason, RequestId, Turn
 
 
@@ -32,11 +34,15 @@ def replay(session: Session, turn: Turn, chat: Chat, after: int) -> Iterator[Gen
     message = turn.messages[-1] if turn.messages else None
     if message is not None and not message.tool_calls:
         text = message.content
+    calls = message.tool_calls if message is not None else ()
+    ids = CallIds(session.record.id, turn.request_id or RequestId(""), tuple(call.id for call in calls))
+    parsed = parsed_reply(chat, session, ids, generated, spoken)
     told = sum(map(len, pieces[:after]))
-    if after < len(generated):
-        yield TokenEvent(after, generated[after:], text[told:])
-    elif len(text) > told:
-        yield TokenEvent(after, (), text[told:])
+    parts = Parts(parser_of(chat, session, ids))
+    parts.skip(text[:told])
+    last = parts.ended(TokenEvent(after, generated[after:], text[told:]))
+    if last.token_ids or last.text or last.content or last.tool_calls:
+        yield last
     yield FinishEvent(
         turn_index=turn.index,
         finish_reason=turn.finish_reason or FinishReason.STOP,
@@ -46,4 +52,6 @@ def replay(session: Session, turn: Turn, chat: Chat, after: int) -> Iterator[Gen
         reuse=turn.reuse,
         fidelity=turn.fidelity,
         durable=not session.unsaved,
+        partial=parsed.partial,
+        problems=parsed.problems,
     )

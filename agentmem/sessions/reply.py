@@ -7,9 +7,11 @@ again from any token gives the same events (idempotent ``request_id``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
 from agentmem import faults
+from agentmem.chat import CallStream, Piece
 from agentmem.engine.engine import Engine
 from agentmem.engine.run import Output, Run
 from agentmem.errors import AgentMemError, Cancelled, DeadlineExceeded, InternalError, InvalidInput
@@ -23,13 +25,24 @@ PROGRESS_TOKENS = 1024  # prompts with more to compute than this report their pr
 class Reply:
     """One Generate: its run while it lasts, its closing event afterwards. Event loop only."""
 
-    def __init__(self, run: Run, *, session_id: SessionId, request_id: RequestId, digest: str, turn_index: int, input_tokens: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        session_id: SessionId,
+        request_id: RequestId,
+        digest: str,
+        turn_index: int,
+        input_tokens: int,
+        parser: Callable[[], CallStream] | None = None,
+    ) -> None:
         self.session_id = session_id
         self.request_id = request_id
         self.digest = digest
         self.turn_index = turn_index
         self.input_tokens = input_tokens
         self.run = run
+        self.parser = parser  # None: the text is only text
         self.finish: FinishEvent | None = None
         self.error: AgentMemError | None = None
         self.closed_at: float | None = None  # loop time when nothing more will happen
@@ -103,6 +116,8 @@ class Reply:
 
     async def _follow(self, after: int) -> AsyncGenerator[GenerationEvent]:
         run, cursor, started, reported = self.run, after, False, -1
+        parts = Parts(self.parser)
+        told = 0  # outputs whose text went through the parser
         while True:
             news = run.news
             if run.explained and not started:
@@ -114,8 +129,10 @@ class Reply:
             outputs = run.outputs[cursor:]
             if outputs:
                 faults.point("generation.mid_stream")
-                yield token_event(cursor, outputs)
+                parts.skip("".join(output.text for output in run.outputs[told:cursor]))
+                yield parts.added(token_event(cursor, outputs))
                 cursor += len(outputs)
+                told = cursor
                 continue
             if self._ended:
                 break
@@ -124,8 +141,10 @@ class Reply:
             raise InvalidInput(f"resume_after is {after}, but the reply has {len(run.outputs)} tokens")
         if self.error is not None:
             raise self.error
-        if run.tail_text:
-            yield TokenEvent(len(run.outputs), (), run.tail_text)
+        parts.skip("".join(output.text for output in run.outputs[told:cursor]))
+        last = parts.ended(TokenEvent(len(run.outputs), (), run.tail_text))
+        if last.text or last.content or last.tool_calls:
+            yield last
         if self.finish is None:
             raise InternalError("a reply ended without saying how")
         yield self.finish
@@ -161,6 +180,31 @@ def token_event(index: int, outputs: list[Output]) -> TokenEvent:
         logprobs=tuple(output.logprob for output in outputs if output.logprob is not None),
         top_logprobs=tuple(output.top for output in outputs if output.logprob is not None),
     )
+
+
+class Parts:
+    """What text adds to a message's content and to its tool calls, as it comes. One for each reader."""
+
+    def __init__(self, parser: Callable[[], CallStream] | None) -> None:
+        self._stream = parser() if parser is not None else None
+
+    def skip(self, text: str) -> None:
+        """Take in text that the reader already has."""
+        if self._stream is not None:
+            self._stream.push(text)
+
+    def added(self, event: TokenEvent) -> TokenEvent:
+        """Return ``event`` with what its text adds."""
+        return event if self._stream is None else _with(event, self._stream.push(event.text))
+
+    def ended(self, event: TokenEvent) -> TokenEvent:
+        """Return ``event``, the reply's last, with what its text and the end of the reply add."""
+        return event if self._stream is None else _with(event, [*self._stream.push(event.text), *self._stream.finish()])
+
+
+def _with(event: TokenEvent, pieces: Sequence[Piece]) -> TokenEvent:
+    content = "".join(piece for piece in pieces if isinstance(piece, str))
+    return replace(event, content=content, tool_calls=tuple(piece for piece in pieces if not isinstance(piece, str)))
 
 
 def _unanswered(reason: FinishReason | None) -> AgentMemError:

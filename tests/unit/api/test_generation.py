@@ -8,6 +8,7 @@ import pytest
 from support.api import EVENTS, Api, refusal, running
 
 from agentmem.errors import InvalidInput, NotImplementedYet, Overloaded
+from agentmem.output import FREE, FormatKind, OutputSpec, ResponseFormat, ToolChoice, ToolMode
 from agentmem.types import Fidelity, Message, SamplingParams, TurnInput
 from agentmem.v1 import convert
 from agentmem.v1 import generation_pb2 as pb
@@ -28,13 +29,21 @@ async def test_append(api: Api) -> None:
 
 async def test_generate(api: Api) -> None:
     """Every event arrives in order and unchanged."""
-    request = pb.GenerateRequest(session_id="s", input={"text": "x"}, sampling={"temperature": 0.5, "seed": 0}, fidelity="FIDELITY_EXACT")
+    request = pb.GenerateRequest(
+        session_id="s",
+        input={"text": "x"},
+        sampling={"temperature": 0.5, "seed": 0},
+        fidelity="FIDELITY_EXACT",
+        tool_choice={"mode": "TOOL_MODE_NAMED", "name": "grep", "parallel": False},
+        response_format={"kind": "FORMAT_KIND_REGEX", "text": "a+"},
+    )
     events = [convert.event_from_pb(event) async for event in api.generation.Generate(request, timeout=30)]
     assert list(EVENTS) == events
     [(_, args, kwargs)] = api.sessions.calls
     assert ("default", "s", TurnInput(text="x"), SamplingParams(temperature=0.5, seed=0)) == args
     assert 20 < kwargs.pop("deadline") - time.monotonic() <= 31  # grpc rounds up
-    assert {"request_id": None, "resume_after": 0, "fidelity": Fidelity.EXACT} == kwargs
+    output = OutputSpec(ToolChoice(ToolMode.NAMED, "grep", parallel=False), ResponseFormat(FormatKind.REGEX, "a+"))
+    assert {"request_id": None, "resume_after": 0, "fidelity": Fidelity.EXACT, "output": output} == kwargs
 
 
 async def test_generate_with_nothing_said(api: Api) -> None:
@@ -44,7 +53,7 @@ async def test_generate_with_nothing_said(api: Api) -> None:
     [(_, args, kwargs)] = api.sessions.calls
     assert ("default", "s", TurnInput(), SamplingParams()) == args
     assert 500 < kwargs.pop("deadline") - time.monotonic() <= 600
-    assert {"request_id": None, "resume_after": 0, "fidelity": None} == kwargs
+    assert {"request_id": None, "resume_after": 0, "fidelity": None, "output": FREE} == kwargs
 
 
 async def test_resume(api: Api) -> None:

@@ -54,6 +54,13 @@ def test_special_tokens_are_skipped(tokenizer: PreTrainedTokenizerBase) -> None:
     assert ["a", "", "b", ""] == pushed(tokenizer, tokenizer.encode("a<|im_end|>b"))
 
 
+def test_special_tokens_may_be_shown(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Those that are named have the text that they are given; what comes before them is shown first, whole or not."""
+    detokenizer = Detokenizer(tokenizer, {2: "[CALL]"})
+    ids = [*tokenizer.encode("a🦄", add_special_tokens=False)[:-1], 2, *tokenizer.encode("b<|im_start|>", add_special_tokens=False)]
+    assert tokenizer.decode(ids[:-3]) + "[CALL]b" == "".join(map(detokenizer.push, ids)) + detokenizer.finish()
+
+
 @pytest.fixture(scope="module")
 def sentencepiece() -> PreTrainedTokenizerFast:
     """Return a tokenizer that decodes like Llama 2's: spaces before words, none at the start, bytes as a last resort."""

@@ -14,10 +14,11 @@ HERMES = TOOL_FORMATS.get("hermes")
 TEXT = st.text(max_size=8) | st.sampled_from(["</tool_call>", "<tool_call>", '"}'])
 SCALARS = st.none() | st.booleans() | st.integers() | TEXT
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=4)
+NAMES = TEXT.filter(bool)
 relaxed = settings(max_examples=50, deadline=None)
 
 
-@given(st.lists(st.tuples(TEXT, st.dictionaries(TEXT, VALUES, max_size=3)), min_size=1, max_size=3))
+@given(st.lists(st.tuples(NAMES, st.dictionaries(TEXT, VALUES, max_size=3)), min_size=1, max_size=3))
 @relaxed
 def test_written_calls_are_read_back(calls: list[tuple[str, dict[str, object]]]) -> None:
     """Calls of any names and arguments survive being written and read, tags in their strings included."""
@@ -41,7 +42,8 @@ def test_text_without_calls_stays(text: str) -> None:
         "<tool_call>\n{",
         "<tool_call>[1]</tool_call>",
         '<tool_call>{"name": 1}</tool_call>',
-        '<tool_call>{"name": "f"} and more</tool_call>',
+        '<tool_call>{"name": ""}</tool_call>',
+        '<tool_call>{"arguments": {}}</tool_call>',
         "<tool_call>" + "[" * 100_000,
     ],
 )
