@@ -79,8 +79,8 @@ class Peer:
                     continue
                 event = json.loads(data)
                 tokens = int((event.get("usage") or {}).get("completion_tokens", tokens))
-                delta = next(iter(event.get("choices") or ()), {}).get("delta", {})
-                if delta.get("content") or delta.get("tool_calls"):
+                deltas = [choice.get("delta", {}) for choice in event.get("choices") or ()]
+                if any(delta.get("content") or delta.get("tool_calls") for delta in deltas):
                     last = time.perf_counter() - began
                     first = first or last
                     pieces += 1

@@ -34,10 +34,10 @@ class Speculator:
         most = len(decoding) + MAX_ROWS
         for run in decoding:
             room = min(_room(run), most - rows)
-            run.draft = self._draft(run, room, rows, attended) if room > 0 else Drafted()
+            run.draft = self._draft(run, room, len(decoding), rows, attended) if room > 0 else Drafted()
             rows += len(run.draft.token_ids)
 
-    def _draft(self, run: Run, room: int, rows: int, attended: int) -> Drafted:
+    def _draft(self, run: Run, room: int, n_runs: int, rows: int, attended: int) -> Drafted:
         wanted = run.request.policy.drafter
         forced = tuple(run.guide.forced()[:room]) if run.guide is not None else ()
         room -= len(forced)
@@ -45,7 +45,8 @@ class Speculator:
         names = CHEAP if wanted == AUTO else (wanted,)
         options = {name: self._legal(run, forced, self._drafters[name].draft(context, forced, room)) for name in names} if room else {}
         if wanted == AUTO:
-            choice = self.controller.choose(run.experience, options, rows + len(forced), attended)
+            drafts = bool(forced) or rows > n_runs
+            choice = self.controller.choose(run.experience, options, rows + len(forced), attended, drafts=drafts)
         else:
             choice = Choice(wanted, len(options[wanted].token_ids)) if options else Choice()
         draft = options.get(choice.drafter, Draft())
@@ -71,7 +72,7 @@ class Speculator:
         rows = sum(len(work.token_ids) for _, work in step)
         drafted = sum(len(run.draft.token_ids) for run, _ in step)
         if all(work.logits and work.start is None for _, work in step) and rows == len(step) + drafted:
-            self.controller.cost.learn(rows, sum(len(run.chain) for run, _ in step), seconds)
+            self.controller.cost.learn(rows, sum(len(run.chain) for run, _ in step), seconds, drafts=drafted > 0)
         for run, _ in step:
             draft = run.draft
             proposed = len(draft.token_ids) - draft.n_forced

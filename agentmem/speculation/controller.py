@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentmem.speculation.port import Draft
 
@@ -38,37 +39,45 @@ class Rates:
 
 
 class StepCost:
-    """What a step takes: a fixed part, a part for each row of the batch, a part for each token that is attended to.
+    """What a step takes: a fixed part, a part for each row of the batch, one for each token that is attended to, one for drafting at all.
 
-    Least squares over the latest steps, older ones fading. Relative units until something was measured: only ratios matter.
+    The last because single queries and single rows have kernels of their own. Least squares over the latest steps, older ones fading.
+    Relative units until something was measured: only ratios matter.
     """
 
     def __init__(self) -> None:
-        # As if steps had been seen: each row costs a hundredth of the fixed part, attention next to nothing.
-        rows = np.array([[1.0, 1.0, 0.0], [1.0, 17.0, 0.0], [1.0, 1.0, 4.0]])
-        self._moment = rows.T @ rows
-        self._target = rows.T @ np.array([1.01, 1.17, 1.05])
+        # As if steps had been seen: a row costs a fiftieth of the fixed part, attention little, drafting at all a tenth.
+        seen = np.array(
+            [_features(1, 0, drafts=False), _features(17, 0, drafts=True), _features(2, 0, drafts=True), _features(1, 4000, drafts=False)]
+        )
+        self._moment = seen.T @ seen
+        self._target = seen.T @ np.array([1.02, 1.44, 1.14, 1.10])
         self._known = False
         self._theta = np.linalg.solve(self._moment, self._target)
 
-    def learn(self, rows: int, attended: int, seconds: float) -> None:
-        """Note what a step took; ``attended`` are the tokens of all its contexts together."""
+    def learn(self, rows: int, attended: int, seconds: float, *, drafts: bool) -> None:
+        """Note what a step took; ``attended`` are the tokens of all its contexts together, ``drafts``: whether it verified any."""
         if not self._known:  # the first measurement sets the scale
             self._known = True
-            self._target *= seconds / self.of(rows, attended)
+            self._target *= seconds / self.of(rows, attended, drafts=drafts)
             self._theta = np.linalg.solve(self._moment, self._target)
-        seconds = min(seconds, 1.5 * self.of(rows, attended))  # an outlier teaches a little, not much
-        x = np.array([1.0, rows, attended / 1000])
+        seconds = min(seconds, 1.5 * self.of(rows, attended, drafts=drafts))  # an outlier teaches a little, not much
+        x = _features(rows, attended, drafts=drafts)
         self._moment = FORGET * self._moment + np.outer(x, x)
         self._target = FORGET * self._target + x * seconds
         ridge = 1e-3 * np.diag(self._moment) + 1e-9
         self._theta = np.linalg.solve(self._moment + np.diag(ridge), self._target + ridge * self._theta)
 
-    def of(self, rows: int, attended: int) -> float:
+    def of(self, rows: int, attended: int, *, drafts: bool) -> float:
         """Return what a step is expected to take."""
-        base, per_row, per_kilotoken = self._theta
-        # Contexts that hardly change leave the first and the last part undetermined, their sum is what counts.
-        return float(max(base + max(per_row, 0.0) * rows + per_kilotoken * attended / 1000, 1e-9))
+        theta = self._theta.copy()
+        theta[1] = max(theta[1], 0.0)  # no row is free of charge, whatever noise says
+        # Contexts that hardly change leave the fixed part and attention's undetermined, their sum is what counts.
+        return max(float(theta @ _features(rows, attended, drafts=drafts)), 1e-9)
+
+
+def _features(rows: int, attended: int, *, drafts: bool) -> NDArray[np.float64]:
+    return np.array([1.0, rows, attended / 1000, drafts])
 
 
 @dataclass(slots=True)
@@ -95,20 +104,20 @@ class Controller:
         self.rates = Rates()
         self.cost = StepCost()
 
-    def choose(self, mine: Experience, options: Mapping[str, Draft], rows: int, attended: int) -> Choice:
-        """Return what to verify in a step that has ``rows`` rows without it.
+    def choose(self, mine: Experience, options: Mapping[str, Draft], rows: int, attended: int, *, drafts: bool = False) -> Choice:
+        """Return what to verify in a step that has ``rows`` rows without it; ``drafts``: some of them verify something already.
 
         The expected tokens of a draft of k, each accepted with probability p if those before were, are 1 + p + ... + p^k (Leviathan et al.
         2023, arXiv:2211.17192). A reply without a draft that pays tries a short one now and then.
         """
-        best, value = Choice(), 1.0 / self.cost.of(rows, attended)
+        best, value = Choice(), 1.0 / self.cost.of(rows, attended, drafts=drafts)
         for name, draft in options.items():
             p = self.acceptance(mine, name, draft.strength)
             expected, reach = 1.0, 1.0
             for k in range(1, len(draft.token_ids) + 1):
                 reach *= p
                 expected += reach
-                rate = expected / self.cost.of(rows + k, attended)
+                rate = expected / self.cost.of(rows + k, attended, drafts=True)
                 if rate > value:
                     best, value = Choice(name, k), rate
         if best.tokens:

@@ -20,7 +20,7 @@ def costing(per_row: float, base: float = 0.02) -> Controller:
     controller = Controller()
     for n in range(200):
         rows = 1 + n % 17
-        controller.cost.learn(rows, 1000, base + per_row * rows)
+        controller.cost.learn(rows, 1000, base + per_row * rows, drafts=rows > 1)
     return controller
 
 
@@ -79,16 +79,18 @@ def test_a_new_reply_starts_from_what_others_saw() -> None:
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 50.0])
 def test_step_costs_are_learned_in_any_unit(scale: float) -> None:
-    """The fixed part, a row's and the context's are told apart; a single slow step changes little."""
+    """The fixed part, a row's, the context's and that of drafting at all are told apart; a single slow step changes little."""
     cost = StepCost()
     for n in range(400):
         rows, attended = 1 + n % 9, 500 + 37 * n % 4000
-        cost.learn(rows, attended, scale * (10 + 0.5 * rows + 2 * attended / 1000))
-    cost.learn(1, 1000, scale * 500)
+        cost.learn(rows, attended, scale * (10 + 0.5 * rows + 2 * attended / 1000 + 3 * (rows > 1)), drafts=rows > 1)
+    cost.learn(1, 1000, scale * 500, drafts=False)
 
-    assert cost.of(1, 1000) == pytest.approx(scale * 12.5, rel=0.1)
-    assert cost.of(9, 1000) - cost.of(1, 1000) == pytest.approx(scale * 4, rel=0.2)
-    assert cost.of(1, 4000) - cost.of(1, 1000) == pytest.approx(scale * 6, rel=0.2)
+    alone, more, most = (cost.of(rows, 1000, drafts=rows > 1) for rows in (1, 2, 9))
+    assert alone == pytest.approx(scale * 12.5, rel=0.15)
+    assert more - alone == pytest.approx(scale * 3.5, rel=0.5)
+    assert most - more == pytest.approx(scale * 3.5, rel=0.2)
+    assert cost.of(1, 4000, drafts=False) - alone == pytest.approx(scale * 6, rel=0.2)
 
 
 def test_strengths_are_learned_in_classes() -> None:
