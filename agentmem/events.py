@@ -67,4 +67,14 @@ class FinishEvent:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PieceEvent:
+    """A piece of a tool's result has arrived: ``received`` characters of the request so far, ``prefilled`` tokens of them computed."""
+
+    request_id: RequestId
+    received: int
+    prefilled: int
+
+
 GenerationEvent = StartEvent | ProgressEvent | TokenEvent | FinishEvent
+ConverseEvent = GenerationEvent | PieceEvent

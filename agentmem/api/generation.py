@@ -8,10 +8,12 @@ from contextlib import aclosing
 from agentmem.api import validation as check
 from agentmem.api.call import Context, current_call, tenant
 from agentmem.api.ports import SessionPort
-from agentmem.errors import InvalidInput, NotImplementedYet
+from agentmem.conversing import ConverseStep
+from agentmem.errors import InvalidInput
 from agentmem.events import GenerationEvent
 from agentmem.v1 import convert, views
 from agentmem.v1 import generation_pb2 as pb
+from agentmem.v1.converse import converse_event_to_pb, step_from_pb
 from agentmem.v1.enums import FIDELITY
 from agentmem.v1.generation_pb2_grpc import GenerationServiceServicer
 from agentmem.v1.output import output_from_pb
@@ -54,10 +56,10 @@ class GenerationService(GenerationServiceServicer):
         )
 
     async def Converse(self, request_iterator: AsyncIterator[pb.ConverseRequest], context: Context) -> None:
-        """Refuse: the tool loop on one stream is not in this version."""
-        async for _ in request_iterator:
-            break  # a client whose first write is cut off is told of an internal error instead
-        raise NotImplementedYet("Converse is not in this version; call Generate once a step", metadata={"capability": "converse"})
+        """Answer the messages of a tool loop. Writing waits for the client, and the next message for what answers this one."""
+        async with aclosing(self._sessions.converse(tenant(), _steps(request_iterator))) as events:
+            async for event in events:
+                await context.write(converse_event_to_pb(event))
 
     async def EndTurn(self, request: pb.EndTurnRequest, context: Context) -> pb.EndTurnResponse:
         """Seal the open turn."""
@@ -74,6 +76,20 @@ class GenerationService(GenerationServiceServicer):
         session_id = check.identifier("session_id", request.session_id)
         request_id = check.identifier("request_id", request.request_id)
         return pb.CancelResponse(cancelled=await self._sessions.cancel(tenant(), session_id, request_id))
+
+
+async def _steps(requests: AsyncIterator[pb.ConverseRequest]) -> AsyncGenerator[ConverseStep]:
+    async for request in requests:
+        step = step_from_pb(request)
+        if step.session_id:
+            check.identifier("session_id", step.session_id)
+        check.optional_identifier("request_id", step.request_id)
+        check.count("resume_after_tokens", step.resume_after)
+        if step.given is not None:
+            check.turn_input(step.given)
+        if step.waiting is not None:
+            check.seconds("waiting.eta_seconds", step.waiting)
+        yield step
 
 
 def _resume_after(request: pb.GenerateRequest) -> int:

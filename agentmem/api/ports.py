@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from agentmem.events import GenerationEvent
+from agentmem.conversing import ConverseStep
+from agentmem.events import ConverseEvent, GenerationEvent
 from agentmem.output import OutputSpec
 from agentmem.types import Fidelity, SamplingParams, TenantId, TurnInput
 from agentmem.views import (
@@ -91,6 +92,10 @@ class SessionPort(Protocol):
         output: OutputSpec,
     ) -> AsyncGenerator[GenerationEvent]:
         """Add input and yield the reply, which is what ``output`` says. ``deadline`` in seconds of the monotonic clock."""
+        ...
+
+    def converse(self, tenant: TenantId, steps: AsyncIterator[ConverseStep]) -> AsyncGenerator[ConverseEvent]:
+        """Answer the steps of a tool loop, one after the other."""
         ...
 
     async def end_turn(self, tenant: TenantId, session_id: str, *, waiting_on_tool: bool, eta_seconds: float) -> SessionInfo:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 # Streams that are meant to stay open: the server gives them no deadline of its own.
 _OPEN_ENDED = (
+    "/agentmem.v1.GenerationService/Converse",
     "/agentmem.v1.SessionService/WatchSession",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",

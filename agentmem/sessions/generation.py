@@ -18,7 +18,7 @@ from agentmem.events import FinishEvent, GenerationEvent
 from agentmem.memory.segment import Branch
 from agentmem.output import FREE, OutputSpec
 from agentmem.sessions.forgetting import drop_stale
-from agentmem.sessions.inputs import ModelLimits, check_input, check_length, digest_of, encode_input
+from agentmem.sessions.inputs import ModelLimits, check_input, check_length, common_start, digest_of, encode_input
 from agentmem.sessions.loss import note_lost
 from agentmem.sessions.replay import replay
 from agentmem.sessions.reply import Reply
@@ -43,6 +43,7 @@ class Asked:
     """One Generate call: what to add, how to sample, under which name, until when (``time.monotonic``).
 
     ``digest`` identifies the call as the client made it, before a resent history was matched. ``fidelity`` None: the policy's.
+    ``ahead``: the caller has claimed the session and had these first tokens of what is added computed; it hands both over.
     """
 
     given: TurnInput
@@ -53,6 +54,7 @@ class Asked:
     deadline: float | None = None
     fidelity: Fidelity | None = None
     output: OutputSpec = FREE
+    ahead: tuple[int, ...] | None = None
 
 
 class Generator:
@@ -103,22 +105,31 @@ class Generator:
 
     async def generate(self, session: Session, asked: Asked) -> AsyncGenerator[GenerationEvent]:
         """Yield the events of a new reply, of one under way with the same ``request_id``, or of one in the ledger."""
-        known = session.replies.get(asked.request_id) if asked.request_id else None
-        if known is None and asked.request_id:
-            turn = next((t for t in session.turns if t.request_id == asked.request_id and t.reply_start is not None), None)
-            if turn is not None:
-                same_request(turn.input_digest, asked.digest)
-                for event in replay(session, turn, self.chat, asked.resume_after):
-                    yield event
-                return
-        if known is not None:
-            same_request(known.digest, asked.digest)
+        if session.knows(asked.request_id) and asked.request_id is not None:
+            events = self.follow(session, asked.request_id, asked.resume_after, asked.digest)
         else:
-            known = await self._started(session, asked)
-        events = known.events(self.engine, after=asked.resume_after, keep_alone=asked.request_id is not None)
+            reply = await self._started(session, asked)
+            events = reply.events(self.engine, after=asked.resume_after, keep_alone=asked.request_id is not None)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
+
+    async def follow(self, session: Session, request_id: RequestId, after: int, digest: str = "") -> AsyncGenerator[GenerationEvent]:
+        """Yield the events of a reply that the session knows, from its token ``after`` on. Raises InvalidInput for another ``digest``."""
+        known = session.replies.get(request_id)
+        if known is not None:
+            if digest:
+                same_request(known.digest, digest)
+            events = known.events(self.engine, after=after, keep_alone=True)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
+            return
+        turn = next(turn for turn in session.turns if turn.request_id == request_id and turn.reply_start is not None)
+        if digest:
+            same_request(turn.input_digest, digest)
+        for event in replay(session, turn, self.chat, after):
+            yield event
 
     async def _started(self, session: Session, asked: Asked) -> Reply:
         start = self.tasks.spawn(self._start(session, asked))
@@ -135,16 +146,21 @@ class Generator:
 
     async def _start(self, session: Session, asked: Asked) -> Reply:
         """Check everything, claim the session and hand the work to the engine. The session is unchanged when this raises."""
-        self.refuse_when_draining()
-        check_input(session, asked.given, self.limits)
-        await session.claim("Generate")
+        if asked.ahead is None:
+            self.refuse_when_draining()
+            check_input(session, asked.given, self.limits)
+            await session.claim("Generate")
         try:
             added = await asyncio.to_thread(encode_input, self.chat, session, asked.given, reply=True)
             check_length(session, len(added), self.limits, reply=True)
+            if asked.ahead is not None:
+                await self.cut_ahead(session, len(common_start(asked.ahead, added)))
             shaped = await asyncio.to_thread(shape_of, self.chat, session, asked.output)
             name = asked.request_id or RequestId(secrets.token_hex(8))
             run = await self._submit(session, added, asked, name, shaped)
         except BaseException:
+            if asked.ahead is not None:
+                await self.cut_ahead(session, 0)
             session.unclaim()
             raise
         turn_index = session.open_turn.index if session.open_turn else len(session.turns)
@@ -263,6 +279,27 @@ class Generator:
         fits = await self.engine.call(lambda: pool.fits(tokens, spill=True))
         return chosen if fits else Fidelity.RECALL
 
+    # -- ahead of a turn ------------------------------------------------------------------------------------------------
+
+    async def submit_ahead(self, session: Session, ids: list[int]) -> Run:
+        """Start computing K and V of tokens that will probably be added to the session, which the caller has claimed."""
+        return await self._submit(session, ids, None, None)
+
+    async def follow_ahead(self, session: Session, run: Run) -> None:
+        """Wait for what ``submit_ahead`` started. The rows stand in the session's branch, beyond its chain. Raises what went wrong."""
+        while not run.done:
+            await run.news.wait()
+        if run.error is not None or run.finish_reason is not FinishReason.STOP:
+            await self._step_back(session, run)
+            raise run.error or Cancelled("cancelled; the session is unchanged")
+        session.branch = run.branch
+
+    async def cut_ahead(self, session: Session, tokens: int) -> None:
+        """Keep so many of the tokens that were computed ahead, or all there are if they are fewer."""
+        branch = session.branch
+        if branch is not None and branch.alive and branch.length > len(session.chain) + tokens:
+            await self.engine.call(cut, self.engine.pool, branch, len(session.chain) + tokens)
+
     # -- both ---------------------------------------------------------------------------------------------------------
 
     async def _adopt(self, session: Session, run: Run, turn: Turn) -> None:
@@ -316,3 +353,6 @@ class Generator:
                 self.engine.cancel(reply.run)
             elif now - reply.closed_at > self.resume_seconds:
                 del session.replies[name]
+        for request, pieces in list(session.left_pieces.items()):
+            if pieces.left_at and now - pieces.left_at > self.resume_seconds:
+                del session.left_pieces[request]

@@ -80,3 +80,9 @@ def digest_of(given: TurnInput, params: SamplingParams | None, output: OutputSpe
     what = [asdict(given), asdict(params) if params else None, *([] if output == FREE else [asdict(output)])]
     asked = json.dumps(what, sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def common_start(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Return the token ids that both begin with."""
+    length = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return list(one[:length])

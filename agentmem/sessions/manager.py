@@ -10,12 +10,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, S
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from agentmem.conversing import ConverseStep
 from agentmem.engine.engine import Engine
 from agentmem.errors import ContextTooLong, NotFound, StaleOwner, StorageFailed
-from agentmem.events import GenerationEvent
+from agentmem.events import ConverseEvent, GenerationEvent
 from agentmem.output import OutputSpec
 from agentmem.sessions import insight, transfer
 from agentmem.sessions.branching import Brancher
+from agentmem.sessions.conversing import Converser
 from agentmem.sessions.forgetting import Forgetter
 from agentmem.sessions.generation import Asked, Generator
 from agentmem.sessions.inputs import check_input, digest_of
@@ -71,6 +73,7 @@ class SessionManager:
         self.archive = archive
         self.engine: Engine = generator.engine
         self.ledger = table.ledger
+        self.converser = Converser(table, generator, sealing, self.generate)
         self.brancher = Brancher(table, sealing.sealer, archive)
         self.forgetter = Forgetter(table, sealing.sealer, archive, generator.chat)
         self.recollection = Recollection(generator.engine, archive, generator.chat, generator.limits)
@@ -289,6 +292,10 @@ class SessionManager:
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
+
+    def converse(self, tenant: TenantId, steps: AsyncIterator[ConverseStep]) -> AsyncGenerator[ConverseEvent]:
+        """Answer the steps of a tool loop, one after the other."""
+        return self.converser.converse(tenant, steps)
 
     async def end_turn(self, tenant: TenantId, session_id: str, *, waiting_on_tool: bool, eta_seconds: float) -> SessionInfo:
         """Seal the open turn, if there is one, and make it durable. Memory that is away is back shortly before ``eta_seconds`` are over."""

@@ -134,22 +134,68 @@ class FinishEvent(_message.Message):
     def __init__(self, turn_index: _Optional[int] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., message: _Optional[_Union[_types_pb2.Message, _Mapping]] = ..., text: _Optional[str] = ..., usage: _Optional[_Union[_types_pb2.Usage, _Mapping]] = ..., reuse: _Optional[_Union[_types_pb2.ReuseReport, _Mapping]] = ..., fidelity: _Optional[_Union[_types_pb2.Fidelity, str]] = ..., durable: bool = ..., detail: _Optional[str] = ..., partial: bool = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ConverseRequest(_message.Message):
-    __slots__ = ("session_id", "input", "sampling", "request_id")
+    __slots__ = ("session_id", "input", "sampling", "request_id", "piece", "tool_choice", "response_format", "fidelity", "waiting", "resume_after_tokens")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RESUME_AFTER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     input: _types_pb2.TurnInput
     sampling: _types_pb2.SamplingParams
     request_id: str
-    def __init__(self, session_id: _Optional[str] = ..., input: _Optional[_Union[_types_pb2.TurnInput, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    piece: ResultPiece
+    tool_choice: _types_pb2.ToolChoice
+    response_format: _types_pb2.ResponseFormat
+    fidelity: _types_pb2.Fidelity
+    waiting: Waiting
+    resume_after_tokens: int
+    def __init__(self, session_id: _Optional[str] = ..., input: _Optional[_Union[_types_pb2.TurnInput, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., piece: _Optional[_Union[ResultPiece, _Mapping]] = ..., tool_choice: _Optional[_Union[_types_pb2.ToolChoice, _Mapping]] = ..., response_format: _Optional[_Union[_types_pb2.ResponseFormat, _Mapping]] = ..., fidelity: _Optional[_Union[_types_pb2.Fidelity, str]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., resume_after_tokens: _Optional[int] = ...) -> None: ...
+
+class ResultPiece(_message.Message):
+    __slots__ = ("tool_call_id", "name", "text", "last", "more", "offset")
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    tool_call_id: str
+    name: str
+    text: str
+    last: bool
+    more: bool
+    offset: int
+    def __init__(self, tool_call_id: _Optional[str] = ..., name: _Optional[str] = ..., text: _Optional[str] = ..., last: bool = ..., more: bool = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Waiting(_message.Message):
+    __slots__ = ("eta_seconds",)
+    ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    eta_seconds: float
+    def __init__(self, eta_seconds: _Optional[float] = ...) -> None: ...
 
 class ConverseEvent(_message.Message):
-    __slots__ = ("generation",)
+    __slots__ = ("generation", "accepted")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     generation: GenerationEvent
-    def __init__(self, generation: _Optional[_Union[GenerationEvent, _Mapping]] = ...) -> None: ...
+    accepted: PieceAccepted
+    def __init__(self, generation: _Optional[_Union[GenerationEvent, _Mapping]] = ..., accepted: _Optional[_Union[PieceAccepted, _Mapping]] = ...) -> None: ...
+
+class PieceAccepted(_message.Message):
+    __slots__ = ("request_id", "received", "prefilled")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    received: int
+    prefilled: int
+    def __init__(self, request_id: _Optional[str] = ..., received: _Optional[int] = ..., prefilled: _Optional[int] = ...) -> None: ...
 
 class EndTurnRequest(_message.Message):
     __slots__ = ("session_id", "waiting_on_tool", "eta_seconds")

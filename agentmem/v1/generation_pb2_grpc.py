@@ -81,7 +81,7 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Converse(self, request_iterator, context):
-        """A tool loop on one stream. UNIMPLEMENTED in this version.
+        """A tool loop on one stream: messages and pieces of tool results in, events of replies out. It has no deadline of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

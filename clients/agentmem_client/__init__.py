@@ -11,6 +11,7 @@ from agentmem.events import FinishEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.types import Fidelity, Message, Policy, SamplingParams, ToolSpec, TurnInput
 from agentmem.views import ForgetTarget
 from agentmem_client.client import AsyncAgentMem
+from agentmem_client.loop import ToolLoop
 from agentmem_client.retry import RetryPolicy
 from agentmem_client.session import AsyncSession
 from agentmem_client.sync import AgentMem, Session
@@ -30,6 +31,7 @@ __all__ = [
     "Session",
     "StartEvent",
     "TokenEvent",
+    "ToolLoop",
     "ToolSpec",
     "TurnInput",
 ]

@@ -42,6 +42,7 @@ from agentmem.views import (
     SessionSpec,
     TurnInfo,
 )
+from agentmem_client.loop import ToolLoop
 from agentmem_client.reply import Reply
 from agentmem_client.transport import Transport
 
@@ -193,6 +194,17 @@ class AsyncSession:
         if finish is None:
             raise InternalError("the reply ended without a finish event")
         return finish
+
+    def converse(self, sampling: SamplingParams | None = None, *, output: OutputSpec = FREE, fidelity: Fidelity | None = None) -> ToolLoop:
+        """Return a tool loop on one stream: ``say`` something, then send each call's ``result``, whole or as it comes.
+
+        async with session.converse() as loop:
+            async for event in loop.say(TurnInput((Message("user", "Fix the bug."),))): ...
+            while loop.calls:
+                for call in loop.calls:
+                    async for event in loop.result(call, run(call), more=call is not loop.calls[-1]): ...
+        """
+        return ToolLoop(self._transport, self.id, sampling or SamplingParams(), output, fidelity)
 
     async def cancel(self, request_id: str | None = None) -> bool:
         """Stop a running reply, by default the last one begun here; False when it was not running."""

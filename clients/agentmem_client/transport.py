@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import cached_property
-from typing import TypeVar
+from typing import Generic, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -30,6 +31,36 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+
+
+class Duplex(Generic[R]):
+    """One bidirectional call. ``is_new``: for its user to say that nothing was written yet."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[Message, R]) -> None:
+        self.is_new = True
+        self._call = call
+
+    async def write(self, request: Message) -> None:
+        """Send ``request``; waits where the server is behind. Raises what the server ended the call with."""
+        try:
+            await self._call.write(request)
+        except grpc.aio.AioRpcError as failure:
+            raise _error_of(failure) from failure
+        except asyncio.InvalidStateError as failure:  # the call has ended; reading tells how
+            await self.read()
+            raise Disconnected("the stream has ended") from failure
+
+    async def read(self) -> R | None:
+        """Return the next answer, None after the last. Raises what the server ended the call with."""
+        try:
+            answer = await self._call.read()
+        except grpc.aio.AioRpcError as failure:
+            raise _error_of(failure) from failure
+        return None if answer is grpc.aio.EOF else cast("R", answer)
+
+    def cancel(self) -> None:
+        """End the call."""
+        self._call.cancel()
 
 
 class Transport:
@@ -106,6 +137,11 @@ class Transport:
             raise _error_of(failure) from failure
         finally:
             running.cancel()
+
+    def duplex(self, method: str, reply: type[R]) -> Duplex[R]:
+        """Open a bidirectional call, which lasts until one side ends it."""
+        call = self.channel.stream_stream(_path(method), request_serializer=_serialize, response_deserializer=reply.FromString)
+        return Duplex(call(metadata=self._metadata))
 
     async def wait_ready(self, seconds: float) -> None:
         """Return when the server's health service says SERVING. Raises Disconnected after ``seconds``."""

@@ -11,7 +11,7 @@ import pytest
 from support.conversation import SAMPLING, hear
 from support.server import MIB, Server
 from support.waiting import until
-from support.wire import METHODS, UNIMPLEMENTED, Wire, request_class
+from support.wire import METHODS, STEPPED, Wire, request_class
 
 from agentmem.errors import ContextTooLong, InvalidInput, NotFound
 from agentmem.types import Message, SessionFormat, TurnInput
@@ -36,7 +36,7 @@ NO_SESSION = {
     "SessionService/CreateSession", "SessionService/ListSessions", "SessionService/ImportSession",
     "AdminService/GetStats", "AdminService/ListPrefixes", "AdminService/Drain",
 }  # fmt: skip
-ABOUT_A_SESSION = sorted(METHODS.keys() - NO_SESSION - UNIMPLEMENTED)
+ABOUT_A_SESSION = sorted(METHODS.keys() - NO_SESSION - STEPPED)
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +103,6 @@ def test_names_that_no_session_can_have_are_invalid(wire: Wire, method: str, ses
     """A missing, too long or unprintable session id is INVALID_ARGUMENT; GetPlacement alone works without one."""
     expected = CODE.OK if (method, session_id) == ("AdminService/GetPlacement", "") else CODE.INVALID_ARGUMENT
     assert expected is wire.call(method, request_class(method)(session_id=session_id, **REST.get(method, {}))).code
-
-
-@pytest.mark.parametrize("method", sorted(UNIMPLEMENTED))
-def test_what_this_version_lacks_says_so(wire: Wire, method: str) -> None:
-    """UNIMPLEMENTED names the capability."""
-    code, error, _ = wire.call(method, request_class(method)(session_id="s"))
-    assert CODE.UNIMPLEMENTED is code
-    assert error is not None
-    assert error.metadata["capability"]
 
 
 GENERATE, APPEND, CREATE = "GenerationService/Generate", "GenerationService/Append", "SessionService/CreateSession"

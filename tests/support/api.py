@@ -13,8 +13,9 @@ import grpc.aio
 
 from agentmem.api.server import ApiServer
 from agentmem.config import ServerSettings
+from agentmem.conversing import ConverseStep
 from agentmem.errors import AgentMemError
-from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
+from agentmem.events import ConverseEvent, FinishEvent, GenerationEvent, PieceEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.telemetry import Metrics
 from agentmem.types import (
     Fidelity,
@@ -70,6 +71,7 @@ class FakeSessions:
         self.hold: asyncio.Event | None = None
         self.closed = asyncio.Event()
         self.pulled = 0
+        self.steps: list[ConverseStep] = []
         self.imported = b""
         self.drained: float | None = None
 
@@ -152,6 +154,16 @@ class FakeSessions:
                 await self.hold.wait()
         finally:
             self.closed.set()
+
+    async def converse(self, tenant: TenantId, steps: AsyncIterator[ConverseStep]) -> AsyncGenerator[ConverseEvent]:
+        self._called("converse", tenant)
+        async for step in steps:
+            self.steps.append(step)
+            if step.given is not None:
+                for event in EVENTS:
+                    yield event
+            if step.piece is not None:
+                yield PieceEvent(RequestId("r"), len(step.piece.text), 0)
 
     async def end_turn(self, *args: Any, **kwargs: Any) -> SessionInfo:
         self._called("end_turn", *args, **kwargs)

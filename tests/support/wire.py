@@ -19,7 +19,7 @@ METHODS: dict[str, MethodDescriptor] = {
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-UNIMPLEMENTED = {"GenerationService/Converse"}
+STEPPED = {"GenerationService/Converse"}  # takes steps for as long as there are some
 
 
 class Outcome(NamedTuple):

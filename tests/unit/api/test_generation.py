@@ -7,11 +7,14 @@ import grpc.aio
 import pytest
 from support.api import EVENTS, Api, refusal, running
 
-from agentmem.errors import InvalidInput, NotImplementedYet, Overloaded
+from agentmem.conversing import ConverseStep, ResultPiece
+from agentmem.errors import InvalidInput, Overloaded
+from agentmem.events import PieceEvent
 from agentmem.output import FREE, FormatKind, OutputSpec, ResponseFormat, ToolChoice, ToolMode
-from agentmem.types import Fidelity, Message, SamplingParams, TurnInput
+from agentmem.types import Fidelity, Message, RequestId, SamplingParams, TurnInput
 from agentmem.v1 import convert
 from agentmem.v1 import generation_pb2 as pb
+from agentmem.v1.converse import converse_event_from_pb
 from agentmem.views import AppendResult
 
 SLOW = (("grpc.http2.lookahead_bytes", 65_536), ("grpc.http2.bdp_probe", 0))
@@ -113,10 +116,38 @@ async def test_a_slow_consumer_stops_the_producer() -> None:
         await asyncio.wait_for(api.sessions.closed.wait(), 5)
 
 
-async def test_converse_says_what_is_missing(api: Api) -> None:
-    """Converse answers UNIMPLEMENTED with the name of the capability."""
-    error = await refusal(api.generation.Converse(iter([pb.ConverseRequest(session_id="s")])))
-    assert (NotImplementedYet, {"capability": "converse"}) == (type(error), error.metadata)
+async def test_converse(api: Api) -> None:
+    """Steps reach the manager as they are and in order, its events the client; what a step leaves out is None."""
+    requests = [
+        pb.ConverseRequest(session_id="s", input={"text": "x"}, sampling={"temperature": 0.5}, request_id="r"),
+        pb.ConverseRequest(piece={"tool_call_id": "c", "text": "y", "last": True, "more": True, "offset": 3}, resume_after_tokens=2),
+        pb.ConverseRequest(waiting={"eta_seconds": 1.5}, tool_choice={"mode": "TOOL_MODE_REQUIRED"}),
+    ]
+    events = [converse_event_from_pb(event) async for event in api.generation.Converse(iter(requests))]
+    assert [*EVENTS, PieceEvent(RequestId("r"), 1, 0)] == events
+    assert [
+        ConverseStep("s", given=TurnInput(text="x"), params=SamplingParams(temperature=0.5), request_id="r"),
+        ConverseStep(piece=ResultPiece("c", "y", last=True, more=True, offset=3), resume_after=2),
+        ConverseStep(waiting=1.5, output=OutputSpec(ToolChoice(ToolMode.REQUIRED))),
+    ] == api.sessions.steps
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"session_id": "a b"}, "session_id"),
+        ({"session_id": "s", "piece": {"offset": -1}}, "piece.offset is -1"),
+        ({"session_id": "s", "piece": {"more": True}}, "piece.more is set without piece.last"),
+        ({"session_id": "s", "waiting": {"eta_seconds": -1}}, "waiting.eta_seconds"),
+        ({"session_id": "s", "resume_after_tokens": -1}, "resume_after_tokens"),
+        ({"session_id": "s", "tool_choice": {"mode": "TOOL_MODE_NAMED"}}, "tool_choice.name"),
+    ],
+)
+async def test_converse_refuses(api: Api, request_: dict[str, object], words: str) -> None:
+    """A bad message ends the stream with what is wrong with it."""
+    error = await refusal(api.generation.Converse(iter([pb.ConverseRequest(**request_)])))
+    assert isinstance(error, InvalidInput)
+    assert words in error.message
 
 
 async def test_end_turn(api: Api) -> None:

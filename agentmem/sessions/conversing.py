@@ -1,0 +1,144 @@
+"""The tool loop on one stream: messages and pieces of results in, events of replies out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from agentmem.conversing import ConverseStep, ResultPiece
+from agentmem.errors import InvalidInput
+from agentmem.events import ConverseEvent, GenerationEvent
+from agentmem.output import FREE
+from agentmem.sessions.generation import Asked, Generator
+from agentmem.sessions.incoming import Incoming
+from agentmem.sessions.inputs import digest_of
+from agentmem.sessions.sealing import Sealing
+from agentmem.sessions.session import Session
+from agentmem.sessions.table import SessionTable
+from agentmem.types import RequestId, SamplingParams, TenantId, TurnInput
+
+MAX_LEFT = 4  # requests of a session whose pieces wait for their client to come back
+
+Generate = Callable[..., AsyncGenerator[GenerationEvent]]
+
+
+class Converser:
+    """Answers the steps of all streams. ``generate`` is the session manager's. Event loop only."""
+
+    def __init__(self, table: SessionTable, generator: Generator, sealing: Sealing, generate: Generate) -> None:
+        self._table = table
+        self._generator = generator
+        self._sealing = sealing
+        self._generate = generate
+
+    async def converse(self, tenant: TenantId, steps: AsyncIterator[ConverseStep]) -> AsyncGenerator[ConverseEvent]:
+        """Yield the events that answer each step before the next is taken.
+
+        When the client goes, a reply with a request id goes on, and pieces that have arrived wait for it to come back; the session is
+        free for others at once.
+        """
+        defaults = ConverseStep(params=SamplingParams(), output=FREE)
+        incoming: Incoming | None = None
+        try:
+            async for sent in steps:
+                step = _completed(sent, defaults)
+                defaults = replace(defaults, session_id=step.session_id, params=step.params, output=step.output)
+                session = await self._table.open(tenant, step.session_id)
+                if step.request_id and session.knows(RequestId(step.request_id)):
+                    await self._left(session, incoming)
+                    incoming = None
+                    events: AsyncGenerator[ConverseEvent] = self._generator.follow(session, RequestId(step.request_id), step.resume_after)
+                elif step.piece is not None:
+                    incoming = incoming or self._incoming(session, step)
+                    yield await self._generator.tasks.finish(incoming.take(step.piece))
+                    if not _is_whole(incoming, step.piece):
+                        continue
+                    events, incoming = self._reply(session, incoming, step), None
+                else:
+                    if incoming is not None:
+                        raise InvalidInput("input or waiting came before the last piece of a tool's result")
+                    events = self._other(tenant, session, step)
+                async with aclosing(events):
+                    async for event in events:
+                        yield event
+        finally:
+            if incoming is not None:
+                await self._generator.tasks.finish(incoming.leave())
+
+    async def _left(self, session: Session, incoming: Incoming | None) -> None:
+        """Drop pieces of another request: the reply that is taken up has come after them."""
+        if incoming is not None:
+            await self._generator.tasks.finish(incoming.leave())
+            session.left_pieces.pop(incoming.request_id, None)
+
+    def _incoming(self, session: Session, step: ConverseStep) -> Incoming:
+        """Return what has arrived of the request's pieces, on another stream too."""
+        if session.is_raw:
+            raise InvalidInput("a RAW session takes no tool results; send text or token_ids as input")
+        name = RequestId(step.request_id)
+        incoming = session.left_pieces.get(name) if name else None
+        if incoming is None:
+            self._generator.refuse_when_draining()
+            incoming = Incoming(self._generator, session, name)
+            if name:
+                session.left_pieces[name] = incoming
+            while len(session.left_pieces) > MAX_LEFT:
+                del session.left_pieces[next(iter(session.left_pieces))]
+        return incoming
+
+    def _reply(self, session: Session, incoming: Incoming, step: ConverseStep) -> AsyncGenerator[GenerationEvent]:
+        """Answer the results that have arrived."""
+        given = TurnInput(incoming.messages)
+        params, output = step.params or SamplingParams(), step.output or FREE
+        asked = Asked(
+            given,
+            params,
+            digest_of(given, params, output),
+            RequestId(step.request_id) if step.request_id else None,
+            fidelity=step.fidelity,
+            output=output,
+            ahead=tuple(incoming.ids),
+        )
+        incoming.release()
+        session.left_pieces.pop(incoming.request_id, None)
+        return self._generator.generate(session, asked)
+
+    async def _other(self, tenant: TenantId, session: Session, step: ConverseStep) -> AsyncGenerator[ConverseEvent]:
+        if step.waiting is not None:
+            self._sealing.expect(session, step.waiting)
+            return
+        events = self._generate(
+            tenant,
+            session.record.id,
+            step.given,
+            step.params,
+            request_id=step.request_id or None,
+            resume_after=step.resume_after,
+            deadline=None,
+            fidelity=step.fidelity,
+            output=step.output,
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+
+def _completed(step: ConverseStep, defaults: ConverseStep) -> ConverseStep:
+    """Return ``step`` with what it leaves out as it was before. Raises InvalidInput unless it says one thing, of one session."""
+    session_id = step.session_id or defaults.session_id
+    if not session_id:
+        raise InvalidInput("the first message of the stream names no session_id")
+    if defaults.session_id and session_id != defaults.session_id:
+        raise InvalidInput(f"the stream is of session {defaults.session_id!r}; open another for {session_id!r}")
+    said = [name for name in ("given", "piece", "waiting") if getattr(step, name) is not None]
+    if len(said) > 1 or not (said or step.request_id):
+        raise InvalidInput("a message holds input, a piece or waiting, one of them, or the request_id of a reply to take up")
+    if not said:
+        step = replace(step, given=TurnInput())
+    return replace(step, session_id=session_id, params=step.params or defaults.params, output=step.output or defaults.output)
+
+
+def _is_whole(incoming: Incoming, piece: ResultPiece) -> bool:
+    """Return whether ``piece`` was the last of all results: now it is for the model to reply."""
+    return piece.last and not piece.more and not incoming.is_open
