@@ -1,7 +1,7 @@
 """``bench equality``: invariant 5. EXACT sessions speak as Hugging Face's ``generate`` does, token by token, whatever happens to them.
 
 Several sessions with one system prompt talk in rounds, all at once, on a device too small to hold them; one is forked, one rolled
-back, and the server is killed in the middle. Some take every other turn under RECALL, with so little recalled that it shows; some wait
+back, and the server is killed in the middle. With ``--speculate`` each drafts in another way. Some take every other turn under RECALL, with so little recalled that it shows; some wait
 between turns until they are sealed, others go on at once. Then every EXACT reply is generated again by HF from the same prompt ids.
 """
 
@@ -22,6 +22,7 @@ from agentmem.bench.server import ServerProcess, connected
 from agentmem.bench.settle import settled
 from agentmem.bench.texts import TextSource
 from agentmem.errors import InternalError
+from agentmem.speculation import AUTO, DRAFTERS, check_drafter
 from agentmem.types import Fidelity, Policy, Turn
 from agentmem_client import AsyncAgentMem, AsyncSession
 
@@ -34,6 +35,7 @@ COLUMNS = (
     Column("disk", "from disk"),
     Column("computed", "computed"),
     Column("recall", "RECALL"),
+    Column("accepted", "accepted drafts"),
     Column("compared", "compared with HF"),
     Column("mismatches", "different"),
 )
@@ -59,6 +61,15 @@ class Sizes:
     reply_tokens: int = 48
     resident_tokens: int = 2600
     recall_tokens: int = 16  # of a context of hundreds: what RECALL says differs, and must leave no trace in EXACT turns
+    drafters: tuple[str, ...] = (AUTO,)  # of the sessions in turn
+
+
+def drafters_of(name: str) -> tuple[str, ...]:
+    """Return the drafters that ``--speculate name`` stands for: ``all`` for each there is. Raises InvalidInput for an unknown one."""
+    if name == "all":
+        return (AUTO, *(drafter for drafter in DRAFTERS if drafter != "none"))
+    check_drafter(name)
+    return (name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,8 @@ class Play:
         system = "You answer briefly.\n\n" + self.text.text(self.sizes.system_tokens)
         for number in range(self.sizes.sessions):
             name = f"session-{number + 1}"
-            policy = Policy(Fidelity.EXACT, recall_tokens=self.sizes.recall_tokens, objective=0.0)
+            drafter = self.sizes.drafters[number % len(self.sizes.drafters)]
+            policy = Policy(Fidelity.EXACT, recall_tokens=self.sizes.recall_tokens, objective=0.0, drafter=drafter)
             self.sessions[name] = self.client.session(name, system=system, policy=policy)
             await self.sessions[name].open()
 
@@ -182,7 +194,7 @@ async def run(options: Options, say: Say, sizes: Sizes | None = None) -> Report:
     records = [record for play in plays for record in play.records]
     differing, notes = _compare(records, reference, sizes, say)
     return Report(
-        name="equality",
+        name="equality" if sizes.drafters == ("none",) else "equality with drafts",
         title="Tokens that differ from HF generate with a full cache",
         caption=CAPTION.format(**asdict(sizes)),
         machine=machine,
@@ -246,6 +258,7 @@ def _rows(plays: Sequence[Play], records: Sequence[Record], differing: dict[int,
                 "disk": sum(finish.reuse.disk for finish in finished),
                 "computed": sum(finish.reuse.computed for finish in finished),
                 "recall": sum(not records[number].is_exact for number in numbers),
+                "accepted": sum(finish.usage.accepted for finish in finished),
                 "compared": _tokens(records[number] for number in numbers if records[number].is_exact),
                 "mismatches": sum(differing.get(number, 0) for number in numbers),
             }
@@ -269,6 +282,7 @@ def _measured(plays: Sequence[Play], records: Sequence[Record], differing: dict[
         "approximate_tokens": _tokens(record for record in records if record.reply.finish.usage.attended < 1),
         "exact_after_recall": _tokens(record for record in records if record.is_exact and record.after_recall),
         "sealed_tokens": max(play.sealed_tokens for play in plays),
+        "accepted_tokens": sum(record.reply.finish.usage.accepted for record in records if record.is_exact),
     }
 
 

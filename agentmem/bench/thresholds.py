@@ -74,6 +74,10 @@ THRESHOLDS: dict[str, dict[str, Threshold]] = {
     },
 }
 
+THRESHOLDS["equality with drafts"] = THRESHOLDS["equality"] | {
+    "accepted_tokens": Threshold("at least", 1, "of the compared tokens, those that were drafted and accepted"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -86,6 +86,10 @@ class Speculator:
         """Let later replies of the tenant draft from a tool call or a tool's result."""
         self.corpora.of(tenant).add(token_ids)
 
+    def forget(self, tenant: TenantId) -> None:
+        """Drop what is remembered of the tenant: something of it was deleted, and a corpus does not know what came from where."""
+        self.corpora.forget(tenant)
+
 
 def _room(run: Run) -> int:
     """Return how many tokens may be drafted for the run's next step: none where its view lets one token through at a time."""

@@ -74,6 +74,7 @@ class Forgetter:
             if first < len(chain):
                 session.hint = (MissReason.FORGOTTEN, f"turn {next(iter(wanted))}")
             await self.table.off_loop(self.archive.erase, gone)
+            await self.table.engine.call(self.table.engine.speculator.forget, record.tenant)
             await self.table.count_saved(session)
         session.notify(ChangeKind.UPDATED)
 

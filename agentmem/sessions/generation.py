@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from agentmem.chat import Chat
@@ -27,11 +27,11 @@ from agentmem.sessions.requests import engine_request
 from agentmem.sessions.reuse import reuse_of
 from agentmem.sessions.sealer import Sealer
 from agentmem.sessions.session import Session
-from agentmem.sessions.shaping import UNSHAPED, CallIds, Shaped, parsed_reply, parser_of, shape_of
+from agentmem.sessions.shaping import UNSHAPED, CallIds, Shaped, as_quoted, parsed_reply, parser_of, shape_of
 from agentmem.sessions.stale import cut
 from agentmem.sessions.tasks import Tasks
 from agentmem.sessions.turns import appended, extended, same_request, seed_of
-from agentmem.types import Fidelity, FinishReason, RequestId, ReuseReport, SamplingParams, Turn, TurnInput, TurnState, Usage
+from agentmem.types import Fidelity, FinishReason, Message, RequestId, ReuseReport, SamplingParams, Turn, TurnInput, TurnState, Usage
 from agentmem.views import AppendResult, ChangeKind
 
 log = logging.getLogger(__name__)
@@ -226,6 +226,7 @@ class Generator:
         await self._adopt(session, run, turn)
         durable = await self.sealer.commit(session)
         self.on_reply(turn.usage, turn.reuse)
+        self.tasks.spawn(self._remember(session, asked.given.messages, message, generated))
         session.notify(ChangeKind.GENERATED, turn.index)
         return FinishEvent(
             turn_index=turn.index,
@@ -240,6 +241,16 @@ class Generator:
             partial=parsed.partial,
             problems=(*shaped.problems, *parsed.problems),
         )
+
+    async def _remember(self, session: Session, given: Sequence[Message], reply: Message, generated: list[int]) -> None:
+        """Let later replies of the tenant draft from this turn's tool call and from the results it read, unless they are gone by now."""
+        for message in (*given, reply):
+            texts = [generated] if message is reply and reply.tool_calls else []
+            if message.role == "tool":
+                texts = await asyncio.to_thread(as_quoted, self.chat, message.content)
+            for text in texts:
+                if not session.closed and message in session.messages:
+                    await self.engine.call(self.engine.speculator.remember, session.record.tenant, text)
 
     async def _submit(
         self, session: Session, added: list[int], asked: Asked | None, name: RequestId | None, shaped: Shaped = UNSHAPED

@@ -195,6 +195,7 @@ class SessionManager:
                 await self.table.forget(session)
                 session.notify(kind)
         await self.table.off_loop(self.archive.erase, gone)
+        await self.engine.call(self.engine.speculator.forget, tenant)
         sizes = {block: n_bytes for _, block, n_bytes in rows}
         erased = sum(sizes.get(block, 0) for block in gone)
         return DeleteReport(turns, len(gone), erased, len(sizes.keys() - set(gone)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,12 @@ def shape_of(chat: Chat, session: Session, output: OutputSpec) -> Shaped:
             raise
         return Shaped(problems=(f"tool calls are not constrained: {error.message}",))
     return Shaped(grammar.guide if grammar is not None else None)
+
+
+def as_quoted(chat: Chat, result: str) -> list[list[int]]:
+    """Return the tokens of a tool's result as a reply may repeat them: as they are, and as they stand in a JSON string."""
+    quoted = json.dumps(result, ensure_ascii=False)[1:-1]
+    return [chat.encode_text(text) for text in dict.fromkeys((result, quoted)) if text]
 
 
 @dataclass(frozen=True, slots=True)
