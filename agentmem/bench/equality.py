@@ -1,8 +1,9 @@
 """``bench equality``: invariant 5. EXACT sessions speak as Hugging Face's ``generate`` does, token by token, whatever happens to them.
 
 Several sessions with one system prompt talk in rounds, all at once, on a device too small to hold them; one is forked, one rolled
-back, and the server is killed in the middle. With ``--speculate`` each drafts in another way. Some take every other turn under RECALL, with so little recalled that it shows; some wait
-between turns until they are sealed, others go on at once. Then every EXACT reply is generated again by HF from the same prompt ids.
+back, and the server is killed in the middle. With ``--speculate`` each drafts in another way. Some take every other turn under RECALL, with
+so little recalled that it shows; some wait between turns until they are sealed, others go on at once. Then every EXACT reply is generated
+again by HF from the same prompt ids.
 """
 
 from __future__ import annotations

@@ -77,10 +77,10 @@ class Converser:
         if session.is_raw:
             raise InvalidInput("a RAW session takes no tool results; send text or token_ids as input")
         name = RequestId(step.request_id)
-        incoming = session.left_pieces.get(name) if name else None
-        if incoming is None:
+        left = session.left_pieces.get(name) if name else None
+        incoming = left if isinstance(left, Incoming) else Incoming(self._generator, session, name)
+        if incoming is not left:
             self._generator.refuse_when_draining()
-            incoming = Incoming(self._generator, session, name)
             if name:
                 session.left_pieces[name] = incoming
             while len(session.left_pieces) > MAX_LEFT:

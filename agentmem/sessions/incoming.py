@@ -54,7 +54,7 @@ class Incoming:
         async with self._busy:
             if not self._claimed:
                 await self._session.claim("Converse")
-                self._claimed = True
+                self._claimed, self.left_at = True, 0.0
             text = self._news(piece)
             if text is not None:
                 self._add(piece, text)

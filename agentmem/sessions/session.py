@@ -23,10 +23,15 @@ from agentmem.types import Fidelity, Message, MissReason, RequestId, SessionForm
 from agentmem.views import SessionChange, SessionInfo
 
 if TYPE_CHECKING:
-    from agentmem.sessions.incoming import Incoming
     from agentmem.sessions.reply import Reply
 
 WATCH_BUFFER = 64  # changes kept for a slow watcher; older ones are dropped, each carries the whole state
+
+
+class LeftPieces(Protocol):
+    """Pieces of a tool's result whose client may come back. ``left_at``: loop time since when nobody sends any, 0 while somebody does."""
+
+    left_at: float
 
 
 class Background(Protocol):
@@ -77,7 +82,7 @@ class Session:
         self.hint: tuple[MissReason, str] | None = None  # why a miss is to be expected, when it is known
         self.unsaved: dict[int, str] = {}  # turn index -> why it is not durable yet
         self.replies: OrderedDict[RequestId, Reply] = OrderedDict()
-        self.left_pieces: OrderedDict[RequestId, Incoming] = OrderedDict()  # of tool results, by the request they belong to
+        self.left_pieces: OrderedDict[RequestId, LeftPieces] = OrderedDict()  # of tool results, by the request they belong to
         self.writer: str | None = None
         self.closed = False
         self.sealed: SealedMemory | None = None  # what a compact view of the session is made of

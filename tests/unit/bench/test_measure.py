@@ -8,6 +8,7 @@ import pytest
 from agentmem.bench.measure import TokenTimes, greedy, timed_reply
 from agentmem.errors import InternalError
 from agentmem.events import FinishEvent, GenerationEvent, TokenEvent
+from agentmem.output import FREE, OutputSpec
 from agentmem.types import Fidelity, FinishReason, ReuseReport, Usage
 
 FINISH = FinishEvent(1, FinishReason.LENGTH, None, "abc", Usage(), ReuseReport(), Fidelity.EXACT, durable=True)
@@ -20,8 +21,11 @@ class Session:
         self.events = events
         self.asked: tuple[Any, ...] = ()
 
-    async def generate(self, *given: Any, request_id: str | None, fidelity: Fidelity | None) -> AsyncGenerator[GenerationEvent]:
+    async def generate(
+        self, *given: Any, request_id: str | None, fidelity: Fidelity | None, output: OutputSpec
+    ) -> AsyncGenerator[GenerationEvent]:
         self.asked = (*given, request_id, fidelity)
+        assert FREE == output
         for event in self.events:
             yield event
 

@@ -30,5 +30,5 @@ def test_a_missing_measurement_is_missed() -> None:
 
 
 def test_every_benchmark_has_thresholds() -> None:
-    """The commands and the table of thresholds name the same benchmarks; decode --fidelity is one of its own."""
-    assert {*BENCHMARKS, "latency"} == set(THRESHOLDS)
+    """The commands and the table of thresholds name the same benchmarks; decode --fidelity and equality --speculate are of their own."""
+    assert {*BENCHMARKS, "latency", "equality with drafts"} == set(THRESHOLDS)
