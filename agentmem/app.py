@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import psutil
@@ -50,6 +50,7 @@ from agentmem.telemetry import Metrics, setup_logging
 from agentmem_workers.make import make_executor
 from agentmem_workers.port import Executor
 
+DRAFT_SHARE = 8  # the smaller model's K and V may take this part of the budget, on top of it
 T = TypeVar("T")
 FORMAT_VERSION = 1
 SECRET_BYTES = 32
@@ -151,7 +152,21 @@ def build_engine(settings: Settings, model: ModelHandle, archive: Archive) -> En
     _aside(lambda: verify_seam(model.model, lambda token_ids: runner.logits_of(token_ids, shape)))
     pool = KVPool(shape, kv_budget(settings, model.device), memory.block_tokens)
     limits = Limits(memory.max_running, memory.max_queue, memory.max_batch_tokens, max(memory.max_batch_tokens, 2048))
-    return Engine(runner, pool, Restorer(archive, memory.block_tokens), limits, settings.model.threads or torch.get_num_threads())
+    threads = settings.model.threads or torch.get_num_threads()
+    return Engine(runner, pool, Restorer(archive, memory.block_tokens), limits, threads, small=small_model(settings, model))
+
+
+def small_model(settings: Settings, model: ModelHandle) -> tuple[Runner, KVPool] | None:
+    """Return the model that drafts and its memory, if one is set. Errors as ``load_model``; ConfigError for another tokenizer."""
+    if not settings.model.draft:
+        return None
+    small = load_handle(replace(settings, model=replace(settings.model, id=settings.model.draft)))
+    if small.parts.tokenizer != model.parts.tokenizer or small.vocab_size > model.vocab_size:
+        raise ConfigError(f"model.draft {settings.model.draft!r} has another tokenizer than {model.name!r}; allowed: a model with the same")
+    shape = KVShape(small.layers, small.kv_heads, small.head_dim, small.dtype, small.device)
+    runner = Runner(small.model)
+    _aside(lambda: verify_seam(small.model, lambda token_ids: runner.logits_of(token_ids, shape)))
+    return runner, KVPool(shape, kv_budget(settings, model.device) // DRAFT_SHARE, settings.memory.block_tokens)
 
 
 def sealing_rules(stores: Stores, model: ModelHandle, chat: Chat, scale: float, max_context: int) -> SealingRules:

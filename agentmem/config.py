@@ -32,7 +32,10 @@ def _check(key: str, ok: bool, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Which model is served. ``threads`` 0: torch's default; ``max_context`` 0: the model's trained length, in tokens."""
+    """Which model is served. ``threads`` 0: torch's default; ``max_context`` 0: the model's trained length, in tokens.
+
+    ``draft``: a smaller model with the same tokenizer that proposes tokens for verification; "" for none.
+    """
 
     id: str = "smollm2"
     dtype: str = "auto"
@@ -40,6 +43,7 @@ class ModelSettings:
     cache_dir: Path = field(default_factory=lambda: Path("~/.cache/agentmem/models").expanduser())
     threads: int = 0
     max_context: int = 0
+    draft: str = ""
 
     def __post_init__(self) -> None:
         """Raise ConfigError naming the key, its value and what is allowed."""

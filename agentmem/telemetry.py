@@ -27,7 +27,8 @@ request_id_var: ContextVar[str] = ContextVar("request_id", default="")
 _CALL_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300)
 _TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.99, 1)
-_COUNTS = ("spills", "steps_failed", "blocks_evicted", "seals_done")  # those of GetStats that only grow, tokens_* apart
+# Those of GetStats that only grow, tokens_* apart.
+_COUNTS = ("spills", "steps_failed", "blocks_evicted", "seals_done", "guided_seconds", "guided_step_seconds")
 
 
 class Metrics:

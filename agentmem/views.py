@@ -201,6 +201,10 @@ class ServerStats:
     seals_parked: int = 0  # seal jobs that failed too often and are left alone
     tokens_reencoded: int = 0
     workers_alive: int = 0  # worker processes that were heard from in time
+    tokens_drafted: int = 0  # verified ahead, guessed or forced by a grammar
+    tokens_accepted: int = 0  # those of them that became output
+    guided_seconds: float = 0.0  # that grammars took on the engine thread: asked what may come, and masking logits
+    guided_step_seconds: float = 0.0  # of the steps with a reply under a grammar, all that they did
 
 
 @dataclass(frozen=True, slots=True)

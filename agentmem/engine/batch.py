@@ -17,7 +17,7 @@ from agentmem.engine.plan import Plan, Slice, make_plan
 from agentmem.engine.view import Target, locate, view_of
 from agentmem.memory.pool import KVPool
 from agentmem.memory.recall.state import RecallState
-from agentmem.memory.segment import Branch
+from agentmem.memory.segment import Branch, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Work:
     replaced, without it they are only looked at (``observer``). Such work ends where its segment ends: ``rows_from`` says how many
     tokens that allows. ``compact``: a single token attends to the residents of a compact branch, to what ``recall`` finds and to the tail,
     in all layers but the first ``dense_layers``; otherwise tokens attend to everything that came before them but what lies in ``holes``.
+    ``residents``: a compact segment that stands in for the start of a branch that has all its rows.
     """
 
     branch: Branch
@@ -41,6 +42,7 @@ class Work:
     dense_layers: int = 0
     observer: Observer | None = None
     holes: tuple[range, ...] = ()
+    residents: Segment | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -89,9 +91,9 @@ def build_batch(pool: KVPool, work: Sequence[Work], device: torch.device) -> Ste
                 start=start,
                 stop=start + count,
                 position=position,
-                view=view_of(item.branch, position + count, item.holes),
+                view=view_of(item.branch, position + count, item.holes, item.residents),
                 target=target,
-                compact=item.compact and item.branch.covers > 0,
+                compact=item.compact and (item.branch.covers > 0 or item.residents is not None),
                 recall=item.recall,
                 dense_layers=item.dense_layers,
                 observer=item.observer,

@@ -17,6 +17,7 @@ from torch import Tensor
 from agentmem import faults
 from agentmem.engine.background import is_complete, log_probabilities, note_background
 from agentmem.engine.batch import Work, build_batch
+from agentmem.engine.reading import Readers
 from agentmem.engine.replies import reply_each
 from agentmem.engine.restore import Restorer
 from agentmem.engine.run import MAX_DECODED, Drafted, EngineRequest, Run, RunState, branch_of
@@ -41,10 +42,20 @@ class Engine:
     All books (pool, scheduler) belong to the thread; ``call`` runs a function there between two steps. ``threads`` are torch's
     threads for the engine thread (0: leave torch's default). It should be the only thread of the process with more than one:
     OpenMP puts idle threads to sleep at once where a process has more of them than cores, and waking them takes
-    milliseconds of every step (measured: 20 instead of 14 ms a token).
+    milliseconds of every step (measured: 20 instead of 14 ms a token). ``small``: a smaller model that drafts,
+    and its pool.
     """
 
-    def __init__(self, runner: Runner, pool: KVPool, restorer: Restorer, limits: Limits, threads: int = 0) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        pool: KVPool,
+        restorer: Restorer,
+        limits: Limits,
+        threads: int = 0,
+        *,
+        small: tuple[Runner, KVPool] | None = None,
+    ) -> None:
         self.runner = runner
         self.sampler = Sampler()
         self.pool = pool
@@ -53,6 +64,7 @@ class Engine:
         self.speculator = Speculator(self.stats)
         self.scheduler = Scheduler(pool, limits, self.speculator.draft)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.speculator.readers = Readers(runner, pool, restorer, self._inbox.put, small)
         self.starter = Starter(self.scheduler, restorer, runner.heads, self.stats, post=self._inbox.put, end=self._finish, fail=self._fail)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._threads = threads
@@ -196,7 +208,10 @@ class Engine:
                 self._fail(run, error)
             return
         finished += [(run, FinishReason.STOP) for run in runs if not run.done and is_complete(run, branch_of(run))]
-        self.speculator.learn(step, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self.speculator.learn(step, seconds)
+        if any(run.guide is not None for run in runs):
+            self.stats.guided_step_seconds += seconds
         for run in runs:
             run.num_steps += 1
         for run, reason in finished:
@@ -236,7 +251,7 @@ class Engine:
         """
         finished = []
         before = sum(len(run.outputs) for run in runs)
-        for run, ended in zip(runs, reply_each(self.sampler, runs, logits), strict=True):
+        for run, ended in zip(runs, reply_each(self.sampler, runs, logits, self.stats.guiding), strict=True):
             if isinstance(ended, Exception):
                 self._fail(run, ended)
                 continue
@@ -264,6 +279,7 @@ class Engine:
 
     def _finish(self, run: Run, reason: FinishReason) -> None:
         self.scheduler.drop(run)
+        self.speculator.close(run)
         run.recall = None
         if run.source is not None:  # it ended before its compact branch was there: the session keeps what it had
             if run.branch is not None:
@@ -281,6 +297,7 @@ class Engine:
     def _fail(self, run: Run, error: Exception) -> None:
         """End ``run`` with an error; its K and V may be half written, so the branch goes and will be recomputed."""
         self.scheduler.drop(run)
+        self.speculator.close(run)
         run.recall = None
         for branch in (run.branch, run.source):
             if branch is not None:

@@ -10,25 +10,29 @@ from torch import Tensor
 
 from agentmem.engine.run import Output, Run
 from agentmem.engine.sampling import Sampled, Sampler, SampleRow, only
+from agentmem.engine.stats import Stopwatch
 from agentmem.errors import InternalError
 from agentmem.types import FinishReason, SamplingParams
 
 log = logging.getLogger(__name__)
 
 
-def reply_each(sampler: Sampler, runs: Sequence[Run], logits: Tensor) -> list[FinishReason | Exception | None]:
+def reply_each(
+    sampler: Sampler, runs: Sequence[Run], logits: Tensor, guiding: Stopwatch | None = None
+) -> list[FinishReason | Exception | None]:
     """Extend each run by the tokens that its rows of ``logits`` ``[rows, vocab]``, fp32, yield: those of its draft that hold, and one.
 
-    Returns why each reply ended with them, None where it goes on, or what went wrong: rows that cannot be sampled are that run's failure
-    alone, others, of other tenants too, go on.
+    ``guiding`` runs while grammars are asked and mask logits. Returns why each reply ended with them, None where it goes on, or what went
+    wrong: rows that cannot be sampled are that run's failure alone, others, of other tenants too, go on.
     """
+    guiding = guiding or Stopwatch()
     likeliest = sampler.likeliest(logits) if runs else []
     ended: list[FinishReason | Exception | None] = []
     first = 0
     for run in runs:
         stop = first + 1 + len(run.draft.token_ids)
         try:
-            ended.append(_reply(sampler, run, logits[first:stop], likeliest[first:stop]))
+            ended.append(_reply(sampler, run, logits[first:stop], likeliest[first:stop], guiding))
         except Exception as error:
             log.exception("a row could not be sampled")
             ended.append(error)
@@ -36,7 +40,7 @@ def reply_each(sampler: Sampler, runs: Sequence[Run], logits: Tensor) -> list[Fi
     return ended
 
 
-def _reply(sampler: Sampler, run: Run, logits: Tensor, likeliest: Sequence[tuple[int, float]]) -> FinishReason | None:
+def _reply(sampler: Sampler, run: Run, logits: Tensor, likeliest: Sequence[tuple[int, float]], guiding: Stopwatch) -> FinishReason | None:
     """Sample row after row for as long as the draft had the token that was sampled.
 
     A token depends on its row and on the noise of its position alone, and up to the first token that differs a row is what it would
@@ -46,7 +50,7 @@ def _reply(sampler: Sampler, run: Run, logits: Tensor, likeliest: Sequence[tuple
     run.num_drafted += len(draft)
     run.last_accepted = 0
     for index, row in enumerate(logits):
-        sampled = _next(sampler, run, row, *likeliest[index])
+        sampled = _next(sampler, run, row, likeliest[index], guiding)
         text = run.reply_text.push(sampled.token_id) if run.reply_text and not _ends(run, sampled.token_id) else ""
         run.outputs.append(Output(sampled.token_id, text, sampled.logprob, sampled.top))
         run.chain.extend([sampled.token_id])
@@ -59,16 +63,18 @@ def _reply(sampler: Sampler, run: Run, logits: Tensor, likeliest: Sequence[tuple
     return None
 
 
-def _next(sampler: Sampler, run: Run, logits: Tensor, likeliest: int, highest: float) -> Sampled:
+def _next(sampler: Sampler, run: Run, logits: Tensor, likeliest: tuple[int, float], guiding: Stopwatch) -> Sampled:
     """Return the next token of ``run``: the one that its grammar forces, else one sampled from what it allows."""
     params, guide = params_of(run), run.guide
     row = SampleRow(params, run.request.seed, len(run.chain), run.chain.tokens)
     if guide is None:
-        return sampler.sample_row(logits, row, likeliest, highest)
-    forced = guide.forced()
-    allowed = only(forced[0]) if forced else guide.allowed()
-    sampled = sampler.sample_row(logits, replace(row, allowed=allowed), likeliest, highest)
-    guide.advance(sampled.token_id)
+        return sampler.sample_row(logits, row, *likeliest)
+    with guiding:
+        forced = guide.forced()
+        allowed = only(forced[0]) if forced else guide.allowed()
+    sampled = sampler.sample_row(logits, replace(row, allowed=allowed, masking=guiding), *likeliest)
+    with guiding:
+        guide.advance(sampled.token_id)
     return sampled
 
 

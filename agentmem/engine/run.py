@@ -20,7 +20,7 @@ from agentmem.memory.sealed import SealedMemory
 from agentmem.memory.segment import Branch
 from agentmem.speculation.controller import Experience
 from agentmem.speculation.guide import Guide
-from agentmem.speculation.port import Context
+from agentmem.speculation.port import Context, Reader
 from agentmem.types import (
     Fidelity,
     FinishReason,
@@ -50,6 +50,13 @@ class ReplyText(Protocol):
     @property
     def stopped(self) -> bool:
         """Whether a stop string has appeared."""
+
+
+class RunReader(Reader, Protocol):
+    """A reader that holds something of the engine's."""
+
+    def close(self) -> None:
+        """Give it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,7 @@ class Run:
         self.draft = Drafted()  # of the step that is being planned or taken
         self.drafting: Context | None = None  # once the run drafts
         self.experience = Experience()
+        self.readers: dict[str, RunReader] = {}  # by the name of the drafter that has them read ahead
         self.num_drafted = 0
         self.num_accepted = 0
         self.last_accepted = 0  # of the draft of the last step

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agentmem.engine.stats import Stopwatch
 from agentmem.errors import InternalError
 from agentmem.types import SamplingParams, TokenLogprob
 
@@ -21,7 +22,7 @@ class SampleRow:
 
     ``seed`` is used even if ``params`` names none. ``position``: index in the context of the token to come. ``seen``: the ids of
     the context so far, prompt included, for the repetition penalty. ``allowed``: what a grammar leaves, bits as ``Guide.allowed`` has them;
-    None: everything.
+    None: everything. ``masking`` times what leaving out the others takes.
     """
 
     params: SamplingParams
@@ -29,6 +30,7 @@ class SampleRow:
     position: int
     seen: Sequence[int] = ()
     allowed: NDArray[np.int32] | None = None
+    masking: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ def _sample_row(logits: Tensor, row: SampleRow, likeliest: int) -> Sampled:
     params = row.params
     scores = penalise(logits, row.seen, params.repetition_penalty)
     if row.allowed is not None:
-        scores = _masked(scores, row.allowed)
+        with row.masking:
+            scores = _masked(scores, row.allowed)
     if params.temperature > 0.0:
         token_id = _draw(scores, row)
     elif scores is logits:

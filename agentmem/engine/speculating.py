@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 
 from agentmem.engine.batch import Work
+from agentmem.engine.reading import Readers
 from agentmem.engine.run import Drafted, Run
 from agentmem.engine.stats import EngineStats
 from agentmem.speculation import DRAFTERS
@@ -14,7 +17,9 @@ from agentmem.speculation.port import AUTO, Context, Draft, Drafter
 from agentmem.speculation.tokens import TokenBuffer
 from agentmem.types import TenantId
 
+log = logging.getLogger(__name__)
 CHEAP = ("suffix", "ngram")  # drafters that look things up: asked in every step
+COMPACT_FROM = 16_384  # tokens of context from which the compressed memory may read ahead: below it costs more than it saves
 MAX_ROWS = 256  # of a step's drafts together: beyond that they would keep others waiting
 
 
@@ -26,6 +31,7 @@ class Speculator:
         self.corpora = Corpora()
         self._drafters: dict[str, Drafter] = {name: DRAFTERS.get(name)() for name in DRAFTERS}
         self._stats = stats
+        self.readers: Readers | None = None
 
     def draft(self, decoding: Sequence[Run]) -> None:
         """Set ``draft`` of every run that decodes in the step to come."""
@@ -38,31 +44,58 @@ class Speculator:
             rows += len(run.draft.token_ids)
 
     def _draft(self, run: Run, room: int, n_runs: int, rows: int, attended: int) -> Drafted:
+        """Return the run's draft; one that goes wrong costs the draft and what reads ahead for the run, never the reply."""
+        try:
+            return self._drafted(run, room, n_runs, rows, attended)
+        except Exception:
+            log.exception("drafting failed")
+            self.close(run)
+            return Drafted()
+
+    def _drafted(self, run: Run, room: int, n_runs: int, rows: int, attended: int) -> Drafted:
         wanted = run.request.policy.drafter
-        forced = tuple(run.guide.forced()[:room]) if run.guide is not None else ()
+        with self._stats.guiding:
+            forced = tuple(run.guide.forced()[:room]) if run.guide is not None else ()
         room -= len(forced)
         context = self._context(run)
+        if not room:
+            return Drafted(forced, len(forced))
         names = CHEAP if wanted == AUTO else (wanted,)
-        options = {name: self._legal(run, forced, self._drafters[name].draft(context, forced, room)) for name in names} if room else {}
+        options = {name: self._propose(run, name, forced, room) for name in names}
         if wanted == AUTO:
-            drafts = bool(forced) or rows > n_runs
-            choice = self.controller.choose(run.experience, options, rows + len(forced), attended, drafts=drafts)
+            ahead, drafts = dict.fromkeys(context.readers, room), bool(forced) or rows > n_runs
+            choice = self.controller.choose(run.experience, options, rows + len(forced), attended, drafts=drafts, ahead=ahead)
+            if choice.drafter in ahead:
+                options[choice.drafter] = self._propose(run, choice.drafter, forced, choice.tokens)
         else:
-            choice = Choice(wanted, len(options[wanted].token_ids)) if options else Choice()
+            choice = Choice(wanted, room)
         draft = options.get(choice.drafter, Draft())
         return Drafted((*forced, *draft.token_ids[: choice.tokens]), len(forced), choice.drafter, draft.strength)
+
+    def _propose(self, run: Run, name: str, forced: tuple[int, ...], limit: int) -> Draft:
+        """Return the draft of ``name``, as far as the run's grammar would take it, and learn what it costs to read ahead."""
+        context, started = self._context(run), time.perf_counter()
+        draft = self._drafters[name].draft(context, forced, limit)
+        if name in context.readers and draft.token_ids:
+            self.controller.note_reading(name, (time.perf_counter() - started) / len(draft.token_ids))
+        return self._legal(run, forced, draft)
 
     def _legal(self, run: Run, forced: tuple[int, ...], draft: Draft) -> Draft:
         """Return as much of ``draft`` as the run's grammar would take after ``forced``."""
         if run.guide is None or not draft.token_ids:
             return draft
-        legal = run.guide.legal((*forced, *draft.token_ids)) - len(forced)
+        with self._stats.guiding:
+            legal = run.guide.legal((*forced, *draft.token_ids)) - len(forced)
         return Draft(draft.token_ids[: max(0, legal)], draft.strength)
 
     def _context(self, run: Run) -> Context:
         """Return what drafters may know of ``run``, up to its last token."""
         if run.drafting is None:
-            run.drafting = Context(TokenBuffer(), self.corpora.of(run.request.tenant))
+            run.drafting = Context(TokenBuffer(), self.corpora.of(run.request.tenant), run.readers)
+            wanted = run.request.policy.drafter
+            if self.readers is not None:
+                far = wanted == AUTO and len(run.chain) >= COMPACT_FROM
+                self.readers.open(run, compact=wanted == "compact" or far, model=wanted in {"model", AUTO})
         tokens = run.drafting.tokens
         tokens.extend(run.chain.tokens[len(tokens) :])
         return run.drafting
@@ -81,6 +114,11 @@ class Speculator:
             if proposed and not run.done:
                 accepted = max(0, run.last_accepted - draft.n_forced)
                 self.controller.learn(run.experience, draft.drafter, draft.strength, proposed, accepted)
+
+    def close(self, run: Run) -> None:
+        """Give back what reads ahead for ``run``."""
+        if self.readers is not None:
+            self.readers.close(run)
 
     def remember(self, tenant: TenantId, token_ids: Sequence[int]) -> None:
         """Let later replies of the tenant draft from a tool call or a tool's result."""

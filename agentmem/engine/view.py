@@ -48,17 +48,22 @@ class View:
     residents: Segment | None = None
 
 
-def view_of(branch: Branch, stop: int, holes: Sequence[range] = ()) -> View:
-    """Return the view of the tokens up to ``stop`` of ``branch``, without ``holes``; rows that are about to be written are included."""
+def view_of(branch: Branch, stop: int, holes: Sequence[range] = (), residents: Segment | None = None) -> View:
+    """Return the view of the tokens up to ``stop`` of ``branch``, without ``holes``; rows that are about to be written are included.
+
+    ``residents`` stand in for the start of a branch that has all its rows, as its own compact segment does for one that has not.
+    """
     parts: list[Part] = []
-    root = branch.root
+    root = residents or branch.root
+    covers = root.covers if root is not None else 0
     if root is not None:
         if root.compact is None:
             raise InternalError("a compact branch is attended to before its rows are there")
         parts.append(Part(root.compact.rows, 0, min(root.covers, stop), 0))
-    if stop > branch.covers:
+    if stop > covers:
         spans = [span for span in spans_of(branch.segment, branch.length) if not span.segment.covers and span.segment.base < stop]
-        parts += [Part(s.segment, s.start, min(s.stop, stop - s.segment.base), s.segment.base) for s in spans]
+        own = [Part(s.segment, s.start, min(s.stop, stop - s.segment.base), s.segment.base) for s in spans]
+        parts += own if residents is None else [piece for part in own for piece in _without(part, range(covers))]
     for hole in holes:
         parts = [piece for part in parts for piece in _without(part, hole)]
     return View(tuple(parts), root)

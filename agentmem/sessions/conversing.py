@@ -46,34 +46,37 @@ class Converser:
                 defaults = replace(defaults, session_id=step.session_id, params=step.params, output=step.output)
                 session = await self._table.open(tenant, step.session_id)
                 if step.request_id and session.knows(RequestId(step.request_id)):
-                    await self._left(session, incoming)
+                    await self._left(session, incoming, steps)
                     incoming = None
                     events: AsyncGenerator[ConverseEvent] = self._generator.follow(session, RequestId(step.request_id), step.resume_after)
                 elif step.piece is not None:
-                    incoming = incoming or self._incoming(session, step)
-                    yield await self._generator.tasks.finish(incoming.take(step.piece))
+                    incoming = incoming or self._incoming(session, step, steps)
+                    _check_request(incoming, step)
+                    yield await self._generator.tasks.finish(incoming.take(step.piece, steps))
                     if not _is_whole(incoming, step.piece):
                         continue
                     events, incoming = self._reply(session, incoming, step), None
-                else:
-                    if incoming is not None:
-                        raise InvalidInput("input or waiting came before the last piece of a tool's result")
+                elif incoming is None:
                     events = self._other(tenant, session, step)
+                elif step.waiting is not None:
+                    continue  # between two results: the session's memory is held for the next one anyway
+                else:
+                    raise InvalidInput("input came before the last piece of a tool's result")
                 async with aclosing(events):
                     async for event in events:
                         yield event
         finally:
             if incoming is not None:
-                await self._generator.tasks.finish(incoming.leave())
+                await self._generator.tasks.finish(incoming.leave(steps))
 
-    async def _left(self, session: Session, incoming: Incoming | None) -> None:
+    async def _left(self, session: Session, incoming: Incoming | None, stream: object) -> None:
         """Drop pieces of another request: the reply that is taken up has come after them."""
         if incoming is not None:
-            await self._generator.tasks.finish(incoming.leave())
+            await self._generator.tasks.finish(incoming.leave(stream))
             session.left_pieces.pop(incoming.request_id, None)
 
-    def _incoming(self, session: Session, step: ConverseStep) -> Incoming:
-        """Return what has arrived of the request's pieces, on another stream too."""
+    def _incoming(self, session: Session, step: ConverseStep, stream: object) -> Incoming:
+        """Return what has arrived of the request's pieces, on another stream too, which has nothing more to say then."""
         if session.is_raw:
             raise InvalidInput("a RAW session takes no tool results; send text or token_ids as input")
         name = RequestId(step.request_id)
@@ -85,6 +88,7 @@ class Converser:
                 session.left_pieces[name] = incoming
             while len(session.left_pieces) > MAX_LEFT:
                 del session.left_pieces[next(iter(session.left_pieces))]
+        incoming.stream = stream
         return incoming
 
     def _reply(self, session: Session, incoming: Incoming, step: ConverseStep) -> AsyncGenerator[GenerationEvent]:
@@ -95,7 +99,8 @@ class Converser:
             given,
             params,
             digest_of(given, params, output),
-            RequestId(step.request_id) if step.request_id else None,
+            incoming.request_id or None,
+            step.resume_after,
             fidelity=step.fidelity,
             output=output,
             ahead=tuple(incoming.ids),
@@ -137,6 +142,13 @@ def _completed(step: ConverseStep, defaults: ConverseStep) -> ConverseStep:
     if not said:
         step = replace(step, given=TurnInput())
     return replace(step, session_id=session_id, params=step.params or defaults.params, output=step.output or defaults.output)
+
+
+def _check_request(incoming: Incoming, step: ConverseStep) -> None:
+    """Raise InvalidInput for a piece of another request."""
+    if step.request_id not in ("", incoming.request_id):
+        known = f"request {incoming.request_id!r}" if incoming.request_id else "a request without an id"
+        raise InvalidInput(f"piece is of request {step.request_id!r}, but the results of {known} are not whole yet")
 
 
 def _is_whole(incoming: Incoming, piece: ResultPiece) -> bool:

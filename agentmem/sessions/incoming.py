@@ -7,7 +7,7 @@ import asyncio
 from agentmem.chat import Chat
 from agentmem.conversing import ResultPiece
 from agentmem.engine.run import Run
-from agentmem.errors import InvalidInput
+from agentmem.errors import InvalidInput, SessionBusy
 from agentmem.events import PieceEvent
 from agentmem.sessions.generation import Generator
 from agentmem.sessions.inputs import check_length, common_start, encode_input
@@ -22,6 +22,7 @@ GROWTH = 1.1  # from one computation to the next: the text is tokenized from its
 class Incoming:
     """The results of one request. Event loop only; from the first piece to the reply, or to ``leave``, the session is claimed.
 
+    ``stream``: who sends them; a stream that takes them up takes them from the one before, which may not know yet that it is dead.
     ``ids``: tokens whose K and V are computed ahead; they stand in the session's branch beyond its chain, and in nothing else.
     """
 
@@ -31,6 +32,8 @@ class Incoming:
         self.received = 0  # characters
         self.ids: list[int] = []
         self.left_at = 0.0
+        self.stream: object = None
+        self._ended: set[tuple[str, int]] = set()  # the calls of results that are whole, and ``received`` at their ends
         self._generator = generator
         self._session = session
         self._header: ResultPiece | None = None  # the first piece of the result that is under way
@@ -45,13 +48,15 @@ class Incoming:
         """Whether a result is under way."""
         return self._header is not None
 
-    async def take(self, piece: ResultPiece) -> PieceEvent:
+    async def take(self, piece: ResultPiece, stream: object) -> PieceEvent:
         """Add ``piece``, compute what is certain by now, and say how far it is. What the client has sent before is skipped.
 
-        Raises InvalidInput for a piece that does not go on where the last one ended, SessionBusy when somebody else writes, and
-        ContextTooLong as soon as the results are longer than the context.
+        Raises InvalidInput for a piece that does not go on where the last one ended, SessionBusy when somebody else writes or another
+        stream has taken over, and ContextTooLong as soon as the results are longer than the context.
         """
         async with self._busy:
+            if self.stream is not stream:
+                raise SessionBusy(f"another stream has taken up the results of request {self.request_id!r}")
             if not self._claimed:
                 await self._session.claim("Converse")
                 self._claimed, self.left_at = True, 0.0
@@ -66,15 +71,19 @@ class Incoming:
         """Hand the claim over to the reply."""
         self._claimed = False
 
-    async def leave(self) -> None:
-        """Let the next writer in; what has arrived waits for its client, without its K and V."""
+    async def leave(self, stream: object) -> None:
+        """Let the next writer in, unless another stream has taken over; what has arrived waits for its client, without its K and V."""
+        if self.stream is not stream:
+            return
         if self._run is not None:
             self._generator.engine.cancel(self._run)
         async with self._busy:
+            if self.stream is not stream:
+                return
+            self.left_at = asyncio.get_running_loop().time()
             if not self._claimed:
                 return
             self._claimed = False
-            self.left_at = asyncio.get_running_loop().time()
             self.ids, self._due = [], FIRST
             try:
                 await self._generator.cut_ahead(self._session, 0)
@@ -88,9 +97,8 @@ class Incoming:
             raise InvalidInput(f"piece.offset is {piece.offset}, but only {self.received} characters have arrived", reason="PIECE_MISSING")
         if known > len(piece.text):
             return None
-        again = self._header is None and bool(self.messages) and self.messages[-1].tool_call_id == piece.tool_call_id
-        if again and known == len(piece.text):
-            return None  # the end of a result that has ended
+        if known == len(piece.text) and (piece.tool_call_id, self.received) in self._ended:
+            return None  # the end of a result that has ended; others, of no characters, may have come after it
         return piece.text[known:]
 
     def _add(self, piece: ResultPiece, text: str) -> None:
@@ -102,6 +110,7 @@ class Incoming:
         self.received += len(text)
         if piece.last:
             self.messages = (*self.messages, self._message(self._text))
+            self._ended.add((piece.tool_call_id, self.received))
             self._header, self._text, self._due = None, "", FIRST
 
     def _message(self, text: str) -> Message:

@@ -124,6 +124,10 @@ def stats(table: SessionTable, sealing: Sealing, *, draining: bool) -> ServerSta
         seals_parked=sealing.stats.parked,
         tokens_reencoded=engine.stats.reencoded,
         workers_alive=sealing.sealer.executor.num_workers,
+        tokens_drafted=engine.stats.drafted,
+        tokens_accepted=engine.stats.accepted,
+        guided_seconds=engine.stats.guided_seconds,
+        guided_step_seconds=engine.stats.guided_step_seconds,
     )
 
 

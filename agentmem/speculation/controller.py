@@ -13,6 +13,7 @@ from agentmem.speculation.port import Draft
 FORGET = 0.98  # what an older observation weighs after each newer one
 PRIOR_TRIALS = 6.0  # how much all replies together weigh against one reply's own experience
 PRIOR = (0.2, 0.4, 0.55, 0.65, 0.75, 0.85, 0.9)  # acceptance of a token by strength, before anything was measured
+READING = 8  # the strength of what was read ahead
 MOST_PATIENCE = 256  # steps without a draft before one is tried again, at most
 TRIAL_TOKENS = 3
 
@@ -103,9 +104,25 @@ class Controller:
     def __init__(self) -> None:
         self.rates = Rates()
         self.cost = StepCost()
+        self.reading: dict[str, float] = {}  # seconds that one token read ahead takes, by drafter
 
-    def choose(self, mine: Experience, options: Mapping[str, Draft], rows: int, attended: int, *, drafts: bool = False) -> Choice:
+    def note_reading(self, name: str, seconds: float) -> None:
+        """Note what one token read ahead took."""
+        self.reading[name] = seconds if name not in self.reading else self.reading[name] + (seconds - self.reading[name]) / 8
+
+    def choose(
+        self,
+        mine: Experience,
+        options: Mapping[str, Draft],
+        rows: int,
+        attended: int,
+        *,
+        drafts: bool = False,
+        ahead: Mapping[str, int] | None = None,
+    ) -> Choice:
         """Return what to verify in a step that has ``rows`` rows without it; ``drafts``: some of them verify something already.
+
+        ``ahead``: who could read so many tokens ahead, each of which takes time before the step.
 
         The expected tokens of a draft of k, each accepted with probability p if those before were, are 1 + p + ... + p^k (Leviathan et al.
         2023, arXiv:2211.17192). A reply without a draft that pays tries a short one now and then.
@@ -120,6 +137,13 @@ class Controller:
                 rate = expected / self.cost.of(rows + k, attended, drafts=True)
                 if rate > value:
                     best, value = Choice(name, k), rate
+        for name, limit in (ahead or {}).items():
+            p, seconds, expected = self.acceptance(mine, name, READING), self.reading.get(name, 0.0), 1.0
+            for k in range(1, limit + 1):
+                expected += p**k
+                rate = expected / (self.cost.of(rows + k, attended, drafts=True) + k * seconds)
+                if rate > value:
+                    best, value = Choice(name, k), rate
         if best.tokens:
             mine.idle = 0
             return best
@@ -127,6 +151,8 @@ class Controller:
         if mine.idle < mine.patience:
             return best
         mine.idle, mine.patience = 0, min(2 * mine.patience, MOST_PATIENCE)
+        if not options:
+            return best
         name, draft = max(options.items(), key=lambda option: (bool(option[1].token_ids), option[1].strength))
         return Choice(name, min(TRIAL_TOKENS, len(draft.token_ids)))
 

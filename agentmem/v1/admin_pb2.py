@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from agentmem.v1 import types_pb2 as agentmem_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61gentmem/v1/admin.proto\x12\x0b\x61gentmem.v1\x1a\x17\x61gentmem/v1/types.proto\"\x11\n\x0fGetStatsRequest\"\xed\x05\n\x10GetStatsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x04 \x01(\x01\x12\x10\n\x08sessions\x18\x05 \x01(\x03\x12\x15\n\rsessions_live\x18\x06 \x01(\x03\x12\x0f\n\x07running\x18\x07 \x01(\x03\x12\x0f\n\x07waiting\x18\x08 \x01(\x03\x12\x15\n\rkv_bytes_used\x18\t \x01(\x03\x12\x17\n\x0fkv_bytes_budget\x18\n \x01(\x03\x12\x0e\n\x06\x62locks\x18\x0b \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x0c \x01(\x03\x12\x18\n\x10tokens_prefilled\x18\r \x01(\x03\x12\x18\n\x10tokens_generated\x18\x0e \x01(\x03\x12\x1a\n\x12tokens_from_device\x18\x0f \x01(\x03\x12\x18\n\x10tokens_from_host\x18\x10 \x01(\x03\x12\x18\n\x10tokens_from_disk\x18\x11 \x01(\x03\x12\x10\n\x08\x64raining\x18\x12 \x01(\x08\x12\x0e\n\x06spills\x18\x13 \x01(\x03\x12\x14\n\x0csteps_failed\x18\x14 \x01(\x03\x12\x17\n\x0fhost_bytes_used\x18\x15 \x01(\x03\x12\x19\n\x11host_bytes_budget\x18\x16 \x01(\x03\x12\x17\n\x0f\x64isk_bytes_used\x18\x17 \x01(\x03\x12\x19\n\x11\x64isk_bytes_budget\x18\x18 \x01(\x03\x12\x13\n\x0bindex_bytes\x18\x19 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x1a \x01(\x03\x12\x14\n\x0cresult_bytes\x18\x1b \x01(\x03\x12\x16\n\x0e\x62locks_evicted\x18\x1c \x01(\x03\x12\x12\n\nseal_queue\x18\x1d \x01(\x03\x12\x12\n\nseals_done\x18\x1e \x01(\x03\x12\x14\n\x0cseals_parked\x18\x1f \x01(\x03\x12\x18\n\x10tokens_reencoded\x18  \x01(\x03\x12\x15\n\rworkers_alive\x18! \x01(\x03\"$\n\x13ListPrefixesRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"=\n\x14ListPrefixesResponse\x12%\n\x08prefixes\x18\x01 \x03(\x0b\x32\x13.agentmem.v1.Prefix\"h\n\x06Prefix\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x10\n\x08sessions\x18\x03 \x01(\x05\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\x1f\n\x04tier\x18\x05 \x01(\x0e\x32\x11.agentmem.v1.Tier\"0\n\x0c\x44rainRequest\x12\x14\n\x07seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_seconds\"\x0f\n\rDrainResponse\")\n\x13GetPlacementRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"L\n\x14GetPlacementResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Replica\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"=\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05local\x18\x03 \x01(\x08\x32\xc1\x02\n\x0c\x41\x64minService\x12G\n\x08GetStats\x12\x1c.agentmem.v1.GetStatsRequest\x1a\x1d.agentmem.v1.GetStatsResponse\x12S\n\x0cListPrefixes\x12 .agentmem.v1.ListPrefixesRequest\x1a!.agentmem.v1.ListPrefixesResponse\x12>\n\x05\x44rain\x12\x19.agentmem.v1.DrainRequest\x1a\x1a.agentmem.v1.DrainResponse\x12S\n\x0cGetPlacement\x12 .agentmem.v1.GetPlacementRequest\x1a!.agentmem.v1.GetPlacementResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61gentmem/v1/admin.proto\x12\x0b\x61gentmem.v1\x1a\x17\x61gentmem/v1/types.proto\"\x11\n\x0fGetStatsRequest\"\xd3\x06\n\x10GetStatsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x04 \x01(\x01\x12\x10\n\x08sessions\x18\x05 \x01(\x03\x12\x15\n\rsessions_live\x18\x06 \x01(\x03\x12\x0f\n\x07running\x18\x07 \x01(\x03\x12\x0f\n\x07waiting\x18\x08 \x01(\x03\x12\x15\n\rkv_bytes_used\x18\t \x01(\x03\x12\x17\n\x0fkv_bytes_budget\x18\n \x01(\x03\x12\x0e\n\x06\x62locks\x18\x0b \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x0c \x01(\x03\x12\x18\n\x10tokens_prefilled\x18\r \x01(\x03\x12\x18\n\x10tokens_generated\x18\x0e \x01(\x03\x12\x1a\n\x12tokens_from_device\x18\x0f \x01(\x03\x12\x18\n\x10tokens_from_host\x18\x10 \x01(\x03\x12\x18\n\x10tokens_from_disk\x18\x11 \x01(\x03\x12\x10\n\x08\x64raining\x18\x12 \x01(\x08\x12\x0e\n\x06spills\x18\x13 \x01(\x03\x12\x14\n\x0csteps_failed\x18\x14 \x01(\x03\x12\x17\n\x0fhost_bytes_used\x18\x15 \x01(\x03\x12\x19\n\x11host_bytes_budget\x18\x16 \x01(\x03\x12\x17\n\x0f\x64isk_bytes_used\x18\x17 \x01(\x03\x12\x19\n\x11\x64isk_bytes_budget\x18\x18 \x01(\x03\x12\x13\n\x0bindex_bytes\x18\x19 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\x1a \x01(\x03\x12\x14\n\x0cresult_bytes\x18\x1b \x01(\x03\x12\x16\n\x0e\x62locks_evicted\x18\x1c \x01(\x03\x12\x12\n\nseal_queue\x18\x1d \x01(\x03\x12\x12\n\nseals_done\x18\x1e \x01(\x03\x12\x14\n\x0cseals_parked\x18\x1f \x01(\x03\x12\x18\n\x10tokens_reencoded\x18  \x01(\x03\x12\x15\n\rworkers_alive\x18! \x01(\x03\x12\x16\n\x0etokens_drafted\x18\" \x01(\x03\x12\x17\n\x0ftokens_accepted\x18# \x01(\x03\x12\x16\n\x0eguided_seconds\x18$ \x01(\x01\x12\x1b\n\x13guided_step_seconds\x18% \x01(\x01\"$\n\x13ListPrefixesRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"=\n\x14ListPrefixesResponse\x12%\n\x08prefixes\x18\x01 \x03(\x0b\x32\x13.agentmem.v1.Prefix\"h\n\x06Prefix\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x10\n\x08sessions\x18\x03 \x01(\x05\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\x1f\n\x04tier\x18\x05 \x01(\x0e\x32\x11.agentmem.v1.Tier\"0\n\x0c\x44rainRequest\x12\x14\n\x07seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_seconds\"\x0f\n\rDrainResponse\")\n\x13GetPlacementRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"L\n\x14GetPlacementResponse\x12%\n\x07replica\x18\x01 \x01(\x0b\x32\x14.agentmem.v1.Replica\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"=\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05local\x18\x03 \x01(\x08\x32\xc1\x02\n\x0c\x41\x64minService\x12G\n\x08GetStats\x12\x1c.agentmem.v1.GetStatsRequest\x1a\x1d.agentmem.v1.GetStatsResponse\x12S\n\x0cListPrefixes\x12 .agentmem.v1.ListPrefixesRequest\x1a!.agentmem.v1.ListPrefixesResponse\x12>\n\x05\x44rain\x12\x19.agentmem.v1.DrainRequest\x1a\x1a.agentmem.v1.DrainResponse\x12S\n\x0cGetPlacement\x12 .agentmem.v1.GetPlacementRequest\x1a!.agentmem.v1.GetPlacementResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATSREQUEST']._serialized_start=65
   _globals['_GETSTATSREQUEST']._serialized_end=82
   _globals['_GETSTATSRESPONSE']._serialized_start=85
-  _globals['_GETSTATSRESPONSE']._serialized_end=834
-  _globals['_LISTPREFIXESREQUEST']._serialized_start=836
-  _globals['_LISTPREFIXESREQUEST']._serialized_end=872
-  _globals['_LISTPREFIXESRESPONSE']._serialized_start=874
-  _globals['_LISTPREFIXESRESPONSE']._serialized_end=935
-  _globals['_PREFIX']._serialized_start=937
-  _globals['_PREFIX']._serialized_end=1041
-  _globals['_DRAINREQUEST']._serialized_start=1043
-  _globals['_DRAINREQUEST']._serialized_end=1091
-  _globals['_DRAINRESPONSE']._serialized_start=1093
-  _globals['_DRAINRESPONSE']._serialized_end=1108
-  _globals['_GETPLACEMENTREQUEST']._serialized_start=1110
-  _globals['_GETPLACEMENTREQUEST']._serialized_end=1151
-  _globals['_GETPLACEMENTRESPONSE']._serialized_start=1153
-  _globals['_GETPLACEMENTRESPONSE']._serialized_end=1229
-  _globals['_REPLICA']._serialized_start=1231
-  _globals['_REPLICA']._serialized_end=1292
-  _globals['_ADMINSERVICE']._serialized_start=1295
-  _globals['_ADMINSERVICE']._serialized_end=1616
+  _globals['_GETSTATSRESPONSE']._serialized_end=936
+  _globals['_LISTPREFIXESREQUEST']._serialized_start=938
+  _globals['_LISTPREFIXESREQUEST']._serialized_end=974
+  _globals['_LISTPREFIXESRESPONSE']._serialized_start=976
+  _globals['_LISTPREFIXESRESPONSE']._serialized_end=1037
+  _globals['_PREFIX']._serialized_start=1039
+  _globals['_PREFIX']._serialized_end=1143
+  _globals['_DRAINREQUEST']._serialized_start=1145
+  _globals['_DRAINREQUEST']._serialized_end=1193
+  _globals['_DRAINRESPONSE']._serialized_start=1195
+  _globals['_DRAINRESPONSE']._serialized_end=1210
+  _globals['_GETPLACEMENTREQUEST']._serialized_start=1212
+  _globals['_GETPLACEMENTREQUEST']._serialized_end=1253
+  _globals['_GETPLACEMENTRESPONSE']._serialized_start=1255
+  _globals['_GETPLACEMENTRESPONSE']._serialized_end=1331
+  _globals['_REPLICA']._serialized_start=1333
+  _globals['_REPLICA']._serialized_end=1394
+  _globals['_ADMINSERVICE']._serialized_start=1397
+  _globals['_ADMINSERVICE']._serialized_end=1718
 # @@protoc_insertion_point(module_scope)

@@ -12,7 +12,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("version", "model", "fingerprint", "uptime_seconds", "sessions", "sessions_live", "running", "waiting", "kv_bytes_used", "kv_bytes_budget", "blocks", "block_bytes", "tokens_prefilled", "tokens_generated", "tokens_from_device", "tokens_from_host", "tokens_from_disk", "draining", "spills", "steps_failed", "host_bytes_used", "host_bytes_budget", "disk_bytes_used", "disk_bytes_budget", "index_bytes", "resident_bytes", "result_bytes", "blocks_evicted", "seal_queue", "seals_done", "seals_parked", "tokens_reencoded", "workers_alive")
+    __slots__ = ("version", "model", "fingerprint", "uptime_seconds", "sessions", "sessions_live", "running", "waiting", "kv_bytes_used", "kv_bytes_budget", "blocks", "block_bytes", "tokens_prefilled", "tokens_generated", "tokens_from_device", "tokens_from_host", "tokens_from_disk", "draining", "spills", "steps_failed", "host_bytes_used", "host_bytes_budget", "disk_bytes_used", "disk_bytes_budget", "index_bytes", "resident_bytes", "result_bytes", "blocks_evicted", "seal_queue", "seals_done", "seals_parked", "tokens_reencoded", "workers_alive", "tokens_drafted", "tokens_accepted", "guided_seconds", "guided_step_seconds")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,10 @@ class GetStatsResponse(_message.Message):
     SEALS_PARKED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_REENCODED_FIELD_NUMBER: _ClassVar[int]
     WORKERS_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    GUIDED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GUIDED_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     fingerprint: str
@@ -79,7 +83,11 @@ class GetStatsResponse(_message.Message):
     seals_parked: int
     tokens_reencoded: int
     workers_alive: int
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., sessions_live: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_budget: _Optional[int] = ..., blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tokens_prefilled: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., tokens_from_device: _Optional[int] = ..., tokens_from_host: _Optional[int] = ..., tokens_from_disk: _Optional[int] = ..., draining: bool = ..., spills: _Optional[int] = ..., steps_failed: _Optional[int] = ..., host_bytes_used: _Optional[int] = ..., host_bytes_budget: _Optional[int] = ..., disk_bytes_used: _Optional[int] = ..., disk_bytes_budget: _Optional[int] = ..., index_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., result_bytes: _Optional[int] = ..., blocks_evicted: _Optional[int] = ..., seal_queue: _Optional[int] = ..., seals_done: _Optional[int] = ..., seals_parked: _Optional[int] = ..., tokens_reencoded: _Optional[int] = ..., workers_alive: _Optional[int] = ...) -> None: ...
+    tokens_drafted: int
+    tokens_accepted: int
+    guided_seconds: float
+    guided_step_seconds: float
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., sessions_live: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_bytes_used: _Optional[int] = ..., kv_bytes_budget: _Optional[int] = ..., blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., tokens_prefilled: _Optional[int] = ..., tokens_generated: _Optional[int] = ..., tokens_from_device: _Optional[int] = ..., tokens_from_host: _Optional[int] = ..., tokens_from_disk: _Optional[int] = ..., draining: bool = ..., spills: _Optional[int] = ..., steps_failed: _Optional[int] = ..., host_bytes_used: _Optional[int] = ..., host_bytes_budget: _Optional[int] = ..., disk_bytes_used: _Optional[int] = ..., disk_bytes_budget: _Optional[int] = ..., index_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., result_bytes: _Optional[int] = ..., blocks_evicted: _Optional[int] = ..., seal_queue: _Optional[int] = ..., seals_done: _Optional[int] = ..., seals_parked: _Optional[int] = ..., tokens_reencoded: _Optional[int] = ..., workers_alive: _Optional[int] = ..., tokens_drafted: _Optional[int] = ..., tokens_accepted: _Optional[int] = ..., guided_seconds: _Optional[float] = ..., guided_step_seconds: _Optional[float] = ...) -> None: ...
 
 class ListPrefixesRequest(_message.Message):
     __slots__ = ("limit",)

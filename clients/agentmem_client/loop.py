@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -18,13 +18,13 @@ from agentmem.v1 import generation_pb2 as pb
 from agentmem.v1.converse import converse_event_from_pb, step_to_pb
 from agentmem_client.transport import Duplex, Transport
 
-Content = Callable[[], Awaitable[TurnInput]]
-
 
 class ToolLoop:
     """A tool loop on one session; see ``AsyncSession.converse``. Used from one event loop, one call at a time.
 
-    ``calls``: what the last reply called and waits for.
+    ``calls``: what the last reply called and waits for. A reply that its caller leaves early goes on at the server; a result that is left
+    early, or refused, was never sent. Methods raise the AgentMemError that the server answered with, or Disconnected; the loop can be
+    used again then.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class ToolLoop:
         self._step = ConverseStep(session_id, params=sampling, output=output, fidelity=fidelity)
         self._stream: Duplex[pb.ConverseEvent] | None = None
         self._request_id = ""
-        self._sent: list[ResultPiece] = []  # of the request under way, so that a new stream can be told all of it
-        self._n_chars = 0
+        self._told: tuple[ResultPiece, ...] = ()  # of results before the one that comes next, in the same request
+        self._under_way: object | None = None  # stands for the call of say or result that has not come to its end
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,11 +54,12 @@ class ToolLoop:
         self, given: TurnInput, *, sampling: SamplingParams | None = None, output: OutputSpec | None = None
     ) -> AsyncGenerator[ConverseEvent, None]:
         """Add messages and yield the events of the reply. ``sampling`` and ``output`` are for this reply."""
-        self._begin()
-        step = self._with(replace(self._step, given=given), sampling, output)
-        async with aclosing(self._exchange(step)) as events:
-            async for event in events:
-                yield event
+        with self._turn():
+            self._told = ()
+            self._request_id = _new_id()
+            async with aclosing(self._exchange(self._with(replace(self._step, given=given), sampling, output))) as events:
+                async for event in events:
+                    yield event
 
     async def result(
         self,
@@ -76,29 +77,53 @@ class ToolLoop:
         """
         call_id = call if isinstance(call, str) else call.id
         name = name or ("" if isinstance(call, str) else call.name)
-        if not self._sent:
-            self._begin()
-        held: str | None = None  # one piece is kept back, because the last one says that it is
-        async for piece in _pieces(text):
-            if held is not None:
-                async with aclosing(self._send(ResultPiece(call_id, held, name), sampling, output)) as events:
+        with self._turn() as was_left:
+            if was_left or not self._told:  # what the server has of a result that broke off is of a request that nobody goes on with
+                self._request_id = _new_id()
+            sent = list(self._told)
+            n_chars = sum(len(piece.text) for piece in sent)
+            step = self._with(self._step, sampling, output)
+            async for part, last in _pieces(text):
+                piece = ResultPiece(call_id, part, name, last=last, more=more and last, offset=n_chars)
+                async with aclosing(self._exchange(replace(step, piece=piece), sent)) as events:
                     async for event in events:
                         yield event
-            held = piece
-        async with aclosing(self._send(ResultPiece(call_id, held or "", name, last=True, more=more), sampling, output)) as events:
-            async for event in events:
-                yield event
+                n_chars += len(part)
+                sent.append(piece)
+            self._told = tuple(sent) if more else ()
 
     async def waiting(self, eta_seconds: float = 0.0) -> None:
         """Say that a tool is running, and for about how long: the session's memory will be there when its result comes."""
-        stream = self._open()
-        await stream.write(step_to_pb(ConverseStep(self._step.session_id, waiting=eta_seconds)))
+        attempts = self._transport.attempts(self._transport.deadline_seconds)
+        if self._under_way is not None:  # the server would hear it only after the reply that was left
+            self.close()
+        while True:
+            try:
+                await self._open().write(step_to_pb(ConverseStep(self._step.session_id, waiting=eta_seconds)))
+                return
+            except AgentMemError as error:
+                self.close()
+                await attempts.failed(error)
 
     # -- internals ------------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        self._request_id = f"loop-{secrets.token_hex(8)}"
-        self._sent, self._n_chars = [], 0
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Yield whether the last call was left before its end. Nothing that it is still sent may be heard by the next: its stream ends."""
+        was_left = self._under_way is not None
+        if was_left:
+            self.close()
+        mine, calls = object(), self.calls
+        self._under_way = mine
+        try:
+            yield was_left
+        except BaseException as error:
+            if self._under_way is mine:  # and not a generator that is collected while the next call is under way
+                self.close()
+                if isinstance(error, AgentMemError):
+                    self.calls = calls
+            raise
+        self._under_way = None
 
     def _with(self, step: ConverseStep, sampling: SamplingParams | None, output: OutputSpec | None) -> ConverseStep:
         params = sampling or self._step.params or SamplingParams()
@@ -106,95 +131,104 @@ class ToolLoop:
             params = replace(params, seed=secrets.randbits(63))
         return replace(step, params=params, output=output or self._step.output or FREE, request_id=self._request_id)
 
-    async def _send(
-        self, piece: ResultPiece, sampling: SamplingParams | None, output: OutputSpec | None
-    ) -> AsyncGenerator[ConverseEvent, None]:
-        piece = replace(piece, offset=self._n_chars)
-        self._n_chars += len(piece.text)
-        self._sent.append(piece)
-        async with aclosing(self._exchange(self._with(replace(self._step, piece=piece), sampling, output))) as events:
-            async for event in events:
-                yield event
-        if piece.last and not piece.more:
-            self._sent = []
-
-    async def _exchange(self, step: ConverseStep) -> AsyncGenerator[ConverseEvent, None]:
-        """Send ``step`` and yield its events, each once, over as many streams as it takes."""
+    async def _exchange(self, step: ConverseStep, sent: Sequence[ResultPiece] = ()) -> AsyncGenerator[ConverseEvent, None]:
+        """Send ``step`` and yield its events, each once, over as many streams as it takes. ``sent``: its request's pieces before it."""
         attempts = self._transport.attempts(self._transport.reply_seconds)
         seen = _Seen(is_piece=step.piece is not None and (not step.piece.last or step.piece.more))
-        while not seen.is_over():
+        while not seen.is_over:
             try:
-                stream = self._open()
-                for earlier in self._sent[:-1] if stream.is_new else ():
-                    await stream.write(step_to_pb(replace(step, piece=earlier)))
-                    await self._accepted(stream)
-                stream.is_new = False
-                await stream.write(step_to_pb(replace(step, resume_after=seen.n_tokens)))
-                async for event in _events(stream):
-                    if seen.is_news(event):
-                        attempts.succeeded()
+                async with aclosing(self._one_stream(step, sent, seen)) as events:
+                    async for event in events:
+                        if isinstance(event, TokenEvent):  # a server that always dies before the first token makes no progress
+                            attempts.succeeded()
                         yield event
-                    if seen.is_over():
-                        break
             except AgentMemError as error:
                 self.close()
                 await attempts.failed(error)
-        if seen.finish is not None:
-            self.calls = seen.finish.message.tool_calls if seen.finish.message else ()
+
+    async def _one_stream(self, step: ConverseStep, sent: Sequence[ResultPiece], seen: _Seen) -> AsyncGenerator[ConverseEvent, None]:
+        """Yield the events of ``step`` that are news, as far as one stream brings them. A new stream is told first what was ``sent``."""
+        stream = self._open()
+        pieces = [*(sent if stream.is_new else ()), step.piece]
+        stream.is_new = False
+        for piece in pieces:
+            await stream.write(step_to_pb(replace(step, piece=piece, resume_after=seen.n_tokens)))
+            event = await _next(stream)
+            if not isinstance(event, PieceEvent):
+                break  # the reply, which the server may have already: it needs no more pieces
+        while True:
+            if seen.is_news(event):
+                if isinstance(event, StartEvent):
+                    self.calls = ()
+                if isinstance(event, FinishEvent):
+                    self.calls = event.message.tool_calls if event.message else ()
+                yield event
+            if seen.is_over:
+                return
+            event = await _next(stream)
 
     def _open(self) -> Duplex[pb.ConverseEvent]:
         if self._stream is None:
             self._stream = self._transport.duplex("GenerationService/Converse", pb.ConverseEvent)
         return self._stream
 
-    async def _accepted(self, stream: Duplex[pb.ConverseEvent]) -> None:
-        async for event in _events(stream):
-            if isinstance(event, PieceEvent):
-                return
-
 
 class _Seen:
-    """Which events of a step have been delivered, and whether it is over."""
+    """Which events of a step have been delivered, and whether it is over: with the reply or, of a mere piece, once that was taken."""
 
     def __init__(self, *, is_piece: bool) -> None:
-        self.finished = False
-        self.finish: FinishEvent | None = None
+        self.is_over = False
         self.n_tokens = 0
         self._is_piece = is_piece
-        self._started = False
-
-    def is_over(self) -> bool:
-        """Whether every event of the step has been seen."""
-        return self.finished
+        self._once: set[type[ConverseEvent]] = set()
+        self._has_tail = False
 
     def is_news(self, event: ConverseEvent) -> bool:
         """Count ``event``; False when it was delivered before. Raises InternalError when tokens are missing."""
         match event:
-            case PieceEvent():
-                self.finished = self._is_piece
-            case StartEvent():
-                seen, self._started = self._started, True
+            case PieceEvent() | StartEvent():
+                self.is_over = self._is_piece and isinstance(event, PieceEvent)
+                seen = type(event) in self._once
+                self._once.add(type(event))
                 return not seen
             case TokenEvent():
-                if event.index != self.n_tokens:
-                    raise InternalError(f"the server sent token {event.index} of a reply of which {self.n_tokens} tokens were received")
-                self.n_tokens += len(event.token_ids)
+                return self._adds(event)
             case FinishEvent():
-                self.finished, self.finish = True, event
+                self.is_over = True
         return True
 
+    def _adds(self, event: TokenEvent) -> bool:
+        end = event.index + len(event.token_ids)
+        if event.index < self.n_tokens and end <= self.n_tokens:
+            return False
+        if event.index != self.n_tokens:
+            raise InternalError(f"the server sent token {event.index} of a reply of which {self.n_tokens} tokens were received")
+        self.n_tokens = end
+        had_tail, self._has_tail = self._has_tail, not event.token_ids  # text that was held back to the end comes without tokens
+        return not had_tail
 
-async def _events(stream: Duplex[pb.ConverseEvent]) -> AsyncIterator[ConverseEvent]:
+
+async def _next(stream: Duplex[pb.ConverseEvent]) -> ConverseEvent:
+    """Return the next event that this version knows."""
     while (message := await stream.read()) is not None:
         event = converse_event_from_pb(message)
         if event is not None:
-            yield event
+            return event
     raise Disconnected("the stream ended before the reply did")
 
 
-async def _pieces(text: str | AsyncIterable[str]) -> AsyncIterator[str]:
+async def _pieces(text: str | AsyncIterable[str]) -> AsyncIterator[tuple[str, bool]]:
+    """Yield each piece with whether it is the last, which is why one is held back; one that is empty if there is none."""
+    held: str | None = None
     if isinstance(text, str):
-        yield text
-        return
-    async for piece in text:
-        yield piece
+        held = text
+    else:
+        async for piece in text:
+            if held is not None:
+                yield held, False
+            held = piece
+    yield held or "", True
+
+
+def _new_id() -> str:
+    return f"loop-{secrets.token_hex(8)}"

@@ -26,6 +26,7 @@ class Reply:
         self._started = False
         self._finished = False
         self._n_tokens = request.resume_after_tokens
+        self._has_tail = False
 
     async def events(self) -> AsyncGenerator[GenerationEvent, None]:
         """Yield the events. Raises what the server raised, or the transport's error when reconnecting did not help."""
@@ -63,6 +64,8 @@ class Reply:
                 if event.index != self._n_tokens:
                     raise InternalError(f"the server sent token {event.index} of a reply of which {self._n_tokens} tokens were received")
                 self._n_tokens = end
+                had_tail, self._has_tail = self._has_tail, not event.token_ids  # text that was held back to the end comes without tokens
+                return not had_tail
             case FinishEvent():
                 self._finished = True
         return True

@@ -126,15 +126,27 @@ def pool_for(model: PreTrainedModel, rows: int, block_tokens: int = BLOCK) -> KV
 
 @asynccontextmanager
 async def running(
-    runner: Runner, *, rows: int = 2000, limits: Limits | None = None, archive: FakeArchive | None = None, threads: int = 0
+    runner: Runner,
+    *,
+    rows: int = 2000,
+    limits: Limits | None = None,
+    archive: FakeArchive | None = None,
+    threads: int = 0,
+    small: PreTrainedModel | None = None,
 ) -> AsyncIterator[Engine]:
-    """Start an engine over ``runner`` and stop it at the end, whatever happened; its books must add up then."""
+    """Start an engine over ``runner`` and stop it at the end, whatever happened; its books must add up then.
+
+    ``small`` is a model that drafts.
+    """
+    drafting = None if small is None else (Runner(small), pool_for(small, rows))
     pool = pool_for(runner.model, rows)
-    engine = Engine(runner, pool, Restorer(archive or FakeArchive(), BLOCK), limits or Limits(8, 16, 32, 64), threads)
+    engine = Engine(runner, pool, Restorer(archive or FakeArchive(), BLOCK), limits or Limits(8, 16, 32, 64), threads, small=drafting)
     engine.start()
     try:
         yield engine
         await engine.call(pool.check_integrity)
+        if drafting is not None:
+            await engine.call(drafting[1].check_integrity)
     finally:
         if isinstance(runner, WatchedRunner):
             runner.let_go()
