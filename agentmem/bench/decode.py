@@ -14,7 +14,7 @@ from agentmem.bench.options import Options, Say
 from agentmem.bench.reference import Reference
 from agentmem.bench.report import Cell, Column, Report
 from agentmem.bench.server import ServerProcess, connected
-from agentmem.types import SessionFormat, TurnInput
+from agentmem.types import Policy, SessionFormat, TurnInput
 from agentmem_client import AsyncAgentMem
 
 COLUMNS = (
@@ -85,7 +85,7 @@ async def _pair(
 
 
 async def _ours(client: AsyncAgentMem, prompt: list[int], reply_tokens: int) -> TokenTimes:
-    async with client.session(format=SessionFormat.RAW, delete_on_exit=True) as session:
+    async with client.session(format=SessionFormat.RAW, policy=Policy(drafter="none"), delete_on_exit=True) as session:
         reply = await timed_reply(session, TurnInput(token_ids=tuple(prompt)), greedy(reply_tokens))
     return reply.tokens
 

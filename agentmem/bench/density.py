@@ -156,7 +156,7 @@ async def _fill(options: Options, fidelity: Fidelity, sizes: Sizes, say: Say) ->
 
 async def _open(client: AsyncAgentMem, fidelity: Fidelity, text: TextSource, token_ids: list[int], sizes: Sizes) -> AsyncSession:
     """Return a sealed session that has read ``token_ids`` and replied once."""
-    session = client.session(format=SessionFormat.RAW, policy=Policy(fidelity, objective=0.0))
+    session = client.session(format=SessionFormat.RAW, policy=Policy(fidelity, objective=0.0, drafter="none"))
     await session.open()
     await session.append(TurnInput(token_ids=tuple(token_ids)))
     await settled(session)

@@ -1,4 +1,4 @@
-"""``bench decode --fidelity``: time a token as the context grows, under RECALL and under EXACT, in one run."""
+"""``bench decode --fidelity``: time a token as the context grows, under RECALL and under EXACT, with drafts if asked for, in one run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from agentmem.bench.settle import settled
 from agentmem.bench.stretch import stretched, trained_length
 from agentmem.bench.texts import TextSource
 from agentmem.errors import InvalidInput
+from agentmem.speculation import check_drafter
 from agentmem.types import Fidelity, Policy, SessionFormat, TurnInput
 from agentmem_client import AsyncSession
 
 EXACT, RECALL = Fidelity.EXACT, Fidelity.RECALL
+Variant = tuple[Fidelity, str]  # and the drafter
 PIECE = 4096  # tokens of one Append: each ends well before its deadline
 GROWTH = 16  # from the first context to the last, 2k to 32k
 SPARE = 64  # tokens of a block: room between the last reply and the end of the context
@@ -32,6 +34,8 @@ COLUMNS = (
     Column("exact_ms", "EXACT, ms a token", ".1f"),
     Column("recall_ms", "RECALL, ms a token", ".1f"),
     Column("ratio", "EXACT over RECALL", ".2f"),
+    Column("drafted_ms", "EXACT with drafts, ms a token", ".1f"),
+    Column("accepted", "accepted drafts", ".2f"),
     Column("attended", "attended", ".3f"),
     Column("resident", "resident tokens", ",.0f"),
     Column("note", ""),
@@ -58,6 +62,8 @@ class Sizes:
 
     contexts: tuple[int, ...] = (2048, 8192, 16384, 32768)
     fidelities: tuple[Fidelity, ...] = (EXACT, RECALL)
+    drafter: str = ""  # EXACT with its drafts too
+    draft_tokens: int = 4
     input_tokens: int = 8
     reply_tokens: int = 48
 
@@ -65,6 +71,13 @@ class Sizes:
         """Raise InvalidInput where the contexts do not grow."""
         if not self.contexts or sorted(set(self.contexts)) != list(self.contexts) or self.contexts[0] < 1:
             raise InvalidInput(f"contexts are {self.contexts}; allowed are positive numbers, each above the one before")
+        if self.drafter:
+            check_drafter(self.drafter)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What is timed: fidelities without drafts, and EXACT with some."""
+        return (*((fidelity, "none") for fidelity in self.fidelities), *([(EXACT, self.drafter)] if self.drafter else []))
 
 
 @dataclass(slots=True)
@@ -75,7 +88,7 @@ class Timing:
     repeat: int
     text: TextSource
     say: Say
-    replies: dict[tuple[int, Fidelity], list[TimedReply]] = field(default_factory=dict)
+    replies: dict[tuple[int, Variant], list[TimedReply]] = field(default_factory=dict)
     resident: dict[int, int] = field(default_factory=dict)
 
     async def grow(self, session: AsyncSession) -> None:
@@ -94,19 +107,20 @@ class Timing:
 
     async def _measure(self, session: AsyncSession, context: int) -> None:
         """Time replies of forks of ``session``, the fidelities in turn."""
-        forks: dict[Fidelity, AsyncSession] = {}
-        for fidelity in self.sizes.fidelities:
-            forks[fidelity] = await session.fork()
-            await forks[fidelity].update(policy=Policy(fidelity, objective=0.0))
-            info, _ = await settled(forks[fidelity])
+        forks: dict[Variant, AsyncSession] = {}
+        for fidelity, drafter in self.sizes.variants:
+            fork = forks[fidelity, drafter] = await session.fork()
+            draft_tokens = self.sizes.draft_tokens
+            await fork.update(policy=Policy(fidelity, objective=0.0, drafter=drafter, draft_tokens=draft_tokens))
+            info, _ = await settled(fork)
             self.resident[context] = info.resident_tokens
         for number in range(-1, self.repeat):  # number -1 warms up
             given = self._input(self.sizes.input_tokens)
-            for fidelity, fork in forks.items():
-                self.say(f"{context:,} tokens of context, {fidelity}, measurement {max(0, number) + 1} of {self.repeat}")
+            for variant, fork in forks.items():
+                self.say(f"{context:,} tokens of context, {' '.join(variant)}, measurement {max(0, number) + 1} of {self.repeat}")
                 reply = await timed_reply(fork, given, greedy(self.sizes.reply_tokens))
                 if number >= 0:
-                    self.replies.setdefault((context, fidelity), []).append(reply)
+                    self.replies.setdefault((context, variant), []).append(reply)
                 await settled(fork)
         for fork in forks.values():
             await fork.delete()
@@ -114,10 +128,14 @@ class Timing:
     def row(self, context: int, trained: int) -> dict[str, Cell]:
         """Return the table's row of ``context``; what was not timed is missing. ``trained``: the model's trained length."""
         row: dict[str, Cell] = {"context": context, "note": "beyond the trained length" if context > trained else ""}
-        for fidelity, name in ((EXACT, "exact_ms"), (RECALL, "recall_ms")):
-            if replies := self.replies.get((context, fidelity)):
+        drafted: Variant = (EXACT, self.sizes.drafter)
+        for variant, name in (((EXACT, "none"), "exact_ms"), ((RECALL, "none"), "recall_ms"), (drafted, "drafted_ms")):
+            if replies := self.replies.get((context, variant)):
                 row[name] = 1000 * statistics.median(reply.tokens.seconds_per_token for reply in replies)
-        if replies := self.replies.get((context, RECALL)):
+        if replies := self.replies.get((context, drafted)):
+            usages = [reply.finish.usage for reply in replies]
+            row["accepted"] = sum(usage.accepted for usage in usages) / max(1, sum(usage.drafted for usage in usages))
+        if replies := self.replies.get((context, (RECALL, "none"))):
             row["ratio"] = float(row["exact_ms"]) / float(row["recall_ms"])
             row["attended"] = statistics.median(reply.finish.usage.attended for reply in replies)
             row["resident"] = self.resident[context]
@@ -167,7 +185,7 @@ def _measured(rows: Sequence[Mapping[str, Cell]]) -> dict[str, float]:
 def _chart(rows: Sequence[Mapping[str, Cell]]) -> Chart:
     lines = [
         Line(label, [(float(row["context"]), float(row[name])) for row in rows])
-        for label, name in (("EXACT", "exact_ms"), ("RECALL", "recall_ms"))
+        for label, name in (("EXACT", "exact_ms"), ("RECALL", "recall_ms"), ("EXACT with drafts", "drafted_ms"))
         if name in rows[-1]
     ]
     return Chart("Time a token", "tokens of context", "ms a token", lines, log_x=True)

@@ -16,7 +16,7 @@ from agentmem.bench.reference import load_text
 from agentmem.bench.report import Cell, Column, Report
 from agentmem.bench.server import ServerProcess, connected
 from agentmem.bench.texts import TextSource
-from agentmem.types import SessionFormat, TurnInput
+from agentmem.types import Policy, SessionFormat, TurnInput
 from agentmem_client import AsyncAgentMem, AsyncSession
 
 COLUMNS = (
@@ -86,7 +86,7 @@ async def _fill(client: AsyncAgentMem, text: TextSource, count: int, sizes: Size
     sessions = []
     for number in range(count):
         say(f"reading the context of session {number + 1} of {count}")
-        session = client.session(format=SessionFormat.RAW)
+        session = client.session(format=SessionFormat.RAW, policy=Policy(drafter="none"))
         await session.open()
         await session.append(TurnInput(token_ids=tuple(text.token_ids(sizes.context_tokens))))
         await session.end_turn()

@@ -46,7 +46,8 @@ def test_contexts_must_grow(contexts: tuple[int, ...]) -> None:
 
 def test_a_row_shows_medians_and_what_lies_beyond_training(timing: Timing) -> None:
     """Times are medians; a context longer than the model was trained for says so."""
-    timing.replies = {(32768, EXACT): [reply(90), reply(100), reply(400)], (32768, RECALL): [reply(25, 0.05)] * 3}
+    exact, recall = (EXACT, "none"), (RECALL, "none")
+    timing.replies = {(32768, exact): [reply(90), reply(100), reply(400)], (32768, recall): [reply(25, 0.05)] * 3}
     timing.resident = {32768: 3300}
     row: dict[str, Any] = timing.row(32768, 8192)
     assert pytest.approx((100, 25, 4.0, 0.05)) == (row["exact_ms"], row["recall_ms"], row["ratio"], row["attended"])
@@ -71,3 +72,11 @@ def test_the_chart_has_a_line_for_each_fidelity_that_was_timed() -> None:
     assert (["EXACT", "RECALL"], True) == ([line.label for line in chart.lines], chart.log_x)
     assert [(2048.0, 15.0), (4096.0, 16.0)] == chart.lines[1].points
     assert ["EXACT"] == [line.label for line in latency._chart([{"context": 1, "exact_ms": 1.0}]).lines]
+
+
+def test_drafts_are_timed_beside_exact_alone() -> None:
+    """With a drafter EXACT is measured twice, and RECALL never drafts; an unknown drafter is refused with the known ones."""
+    assert ((EXACT, "none"), (RECALL, "none"), (EXACT, "compact")) == Sizes(drafter="compact").variants
+    assert ((EXACT, "none"),) == Sizes(fidelities=(EXACT,)).variants
+    with pytest.raises(InvalidInput, match="unknown drafter 'compost'"):
+        Sizes(drafter="compost")
