@@ -13,7 +13,7 @@ from agentmem.conversing import ConverseStep, ResultPiece
 from agentmem.errors import AgentMemError, Disconnected, InternalError
 from agentmem.events import ConverseEvent, FinishEvent, PieceEvent, StartEvent, TokenEvent
 from agentmem.output import FREE, OutputSpec
-from agentmem.types import Fidelity, SamplingParams, ToolCall, TurnInput
+from agentmem.types import Fidelity, Message, SamplingParams, ToolCall, TurnInput
 from agentmem.v1 import generation_pb2 as pb
 from agentmem.v1.converse import converse_event_from_pb, step_to_pb
 from agentmem_client.transport import Duplex, Transport
@@ -51,9 +51,11 @@ class ToolLoop:
             self._stream = None
 
     async def say(
-        self, given: TurnInput, *, sampling: SamplingParams | None = None, output: OutputSpec | None = None
+        self, given: TurnInput | Message | str, *, sampling: SamplingParams | None = None, output: OutputSpec | None = None
     ) -> AsyncGenerator[ConverseEvent, None]:
-        """Add messages and yield the events of the reply. ``sampling`` and ``output`` are for this reply."""
+        """Add messages, or what the user says, and yield the events of the reply. ``sampling`` and ``output`` are for this reply."""
+        if not isinstance(given, TurnInput):
+            given = TurnInput((Message("user", given) if isinstance(given, str) else given,))
         with self._turn():
             self._told = ()
             self._request_id = _new_id()

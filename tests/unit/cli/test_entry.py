@@ -19,4 +19,4 @@ def test_the_command_line_runs() -> None:
     """With the extra the entry point is the command line itself."""
     code = "import sys; sys.argv = ['agentmem', '--version']; from agentmem.cli.entry import run; run()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("0.2.0")
+    assert done.stdout.strip().endswith("0.3.0")
