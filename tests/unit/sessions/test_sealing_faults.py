@@ -178,6 +178,7 @@ async def test_a_quota_that_is_full_ends_the_work(tmp_path: Path) -> None:
 async def test_a_report_that_cannot_be_written_is_written_later(replica: Replica) -> None:
     """A full disk delays reports as it delays turns: the session is not durable until the ledger has them."""
     session = await sealed(replica)
+    await replica.core.housekeeper.stop()  # which would try again within a second
     archive_some = replica.manager.sealer.archive_some
 
     async def on_a_full_disk(writing: Session, dirty: list[int]) -> bool:
