@@ -111,7 +111,7 @@ async def run(options: Options, say: Say, sizes: Sizes | None = None) -> Report:
         columns=COLUMNS,
         rows=[*(row for one in played for row in _rows(one)), *_totals(played)],
         measured=_measured(played),
-        settings=asdict(options) | asdict(sizes) | {"cache_dir": str(options.cache_dir)},
+        settings=asdict(options) | asdict(sizes) | {"cache_dir": str(options.cache_dir), "per_turn": _per_turn(played)},
         notes=_notes(played),
     )
 
@@ -187,6 +187,30 @@ def _totals(played: Sequence[Played]) -> list[dict[str, Cell]]:
     names = played[0].replies
     turns = sum(len(one.trace.turns) for one in played)
     return [_row("all", name, turns, _cells(played, name)) for name in names]
+
+
+def _per_turn(played: Sequence[Played]) -> list[dict[str, Cell]]:
+    """Return every reply by itself, for ``--json``: times in seconds."""
+    turns: list[dict[str, Cell]] = []
+    for one in played:
+        for name, replies in one.replies.items():
+            for number, reply in enumerate(replies, 1):
+                times, usage = reply.tokens, reply.finish.usage
+                cells: dict[str, Cell] = {
+                    "trace": one.trace.name,
+                    "variant": name,
+                    "turn": number,
+                    "context": usage.context_tokens,
+                    "tokens": len(times.token_ids),
+                    "steps": usage.steps,
+                    "drafted": usage.drafted,
+                    "accepted": usage.accepted,
+                    "first_token_s": times.first_token_s,
+                    "last_token_s": times.last_token_s,
+                    "finish": reply.finish.finish_reason.value,
+                }
+                turns.append(cells)
+    return turns
 
 
 def _row(trace: str, variant: str, turns: int, cells: dict[str, Cell]) -> dict[str, Cell]:
