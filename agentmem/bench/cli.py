@@ -30,6 +30,7 @@ BENCHMARKS = {
     "recall": "What compressed memory still knows: planted facts, KL and tokens attended, for every compressor and recall method.",
     "density": "Private memory of a session, EXACT and RECALL, and the sessions that fit in a budget.",
     "toolloop": "Recorded agents replayed: with each drafter, beside HF generate and other servers.",
+    "constrained": "Calls under grammars: whether random and real schemas hold, and what the grammars cost.",
     "drift": "KL of each of 12 turns under RECALL, with the exact re-encode and without.",
 }
 
@@ -94,6 +95,7 @@ def decode(
     *,
     fidelity: Annotated[str, typer.Option(help="recall or both: RECALL beside EXACT at growing contexts; exact: EXACT alone.")] = "",
     contexts: Annotated[str, typer.Option(help="Tokens of context, with --fidelity.")] = "2048,8192,16384,32768",
+    drafter: Annotated[str, typer.Option(help="With --fidelity: time EXACT with its drafts too, e.g. compact.")] = "",
     plot: Plot = None,
     check: Check = False,
 ) -> None:
@@ -105,7 +107,7 @@ def decode(
         raise typer.Exit(run_benchmark("decode", options, json_file=json_file, check=check, plot=plot))
 
     def sizes(module: Any) -> object:  # noqa: ANN401 - a module's own class
-        return module.Sizes(contexts=_numbers("contexts", contexts, int), fidelities=module.fidelities_of(fidelity))
+        return module.Sizes(contexts=_numbers("contexts", contexts, int), fidelities=module.fidelities_of(fidelity), drafter=drafter)
 
     raise typer.Exit(run_benchmark("latency", options, json_file=json_file, check=check, plot=plot, sizes=sizes))
 
@@ -198,6 +200,24 @@ def toolloop(
         return module.Sizes(traces=_names(traces), drafters=_names(drafters), peers=peers, hf=hf, turns=turns)
 
     raise typer.Exit(run_benchmark("toolloop", Options(model, dtype, threads, 1), json_file=json_file, check=check, sizes=sizes))
+
+
+@app.command("constrained", help=BENCHMARKS["constrained"])
+def constrained(
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    json_file: Json = None,
+    *,
+    schemas: Annotated[int, typer.Option(min=1, help="Random tools, called once each, beside the real ones.")] = 500,
+    check: Check = False,
+) -> None:
+    """Call random and real tools."""
+
+    def sizes(module: Any) -> object:  # noqa: ANN401 - a module's own class
+        return module.Sizes(schemas=schemas)
+
+    raise typer.Exit(run_benchmark("constrained", Options(model, dtype, threads, 1), json_file=json_file, check=check, sizes=sizes))
 
 
 def run_benchmark(

@@ -69,6 +69,10 @@ THRESHOLDS: dict[str, dict[str, Threshold]] = {
         "slowest_trace": Threshold("at least", 0.97, "the same on the trace that gains least"),
         "hf_turn": Threshold("at least", 4, "HF's time for a turn at 4,000 tokens of context, over ours, median"),
     },
+    "constrained": {
+        "valid_share": Threshold("at least", 1, "share of all calls whose arguments match their schema"),
+        "guide_overhead": Threshold("at most", 0.03, "time of grammars over that of the steps that they take part in"),
+    },
     "drift": {
         "growth": Threshold("at most", 2, "KL of turn 12 over that of turn 2, with re-encode"),
     },
