@@ -106,6 +106,8 @@ class Group:
             "tokens": tokens,
             "forced": sum(call.forced for call in self.calls) / max(1, tokens),
             "overhead": 100 * self.overhead,
+            "guided_seconds": self.guided,
+            "step_seconds": self.steps,
         }
 
 

@@ -22,7 +22,7 @@ def random_schema(seed: int) -> Schema:
     """Return a schema of an object, the same for the same ``seed``: some of its values are in ``$defs`` and referred to."""
     random = Random(seed)  # noqa: S311 - no secret comes from it
     definitions = {f"def{number}": _value(random, random.randint(1, 3), MAX_DEPTH - 1) for number in range(random.choice((0, 0, 1, 2)))}
-    schema = _object(random, random.randint(1, MAX_VALUES), 0, tuple(definitions))
+    schema = _object(random, random.randint(4, MAX_VALUES), 0, tuple(definitions))
     return schema | {"$defs": definitions} if definitions else schema
 
 
@@ -36,7 +36,7 @@ def _value(random: Random, room: int, depth: int, defined: tuple[str, ...] = ())
 
 
 def _object(random: Random, room: int, depth: int, defined: tuple[str, ...]) -> Schema:
-    names = random.sample(NAMES, random.randint(0 if depth else 1, min(4, room)))
+    names = random.sample(NAMES, random.randint(0 if depth else 2, min(5, room)))
     properties = {name: _value(random, max(1, room // len(names)), depth + 1, defined) for name in names}
     required = [name for name in names if random.random() < 0.6]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

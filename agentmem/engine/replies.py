@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from agentmem.engine.run import Output, Run
-from agentmem.engine.sampling import Sampled, Sampler, SampleRow, only
+from agentmem.engine.sampling import Sampled, Sampler, SampleRow
 from agentmem.engine.stats import Stopwatch
 from agentmem.errors import InternalError
 from agentmem.types import FinishReason, SamplingParams
@@ -71,8 +71,8 @@ def _next(sampler: Sampler, run: Run, logits: Tensor, likeliest: tuple[int, floa
         return sampler.sample_row(logits, row, *likeliest)
     with guiding:
         forced = guide.forced()
-        allowed = only(forced[0]) if forced else guide.allowed()
-    sampled = sampler.sample_row(logits, replace(row, allowed=allowed, masking=guiding), *likeliest)
+        row = replace(row, forced=forced[0], masking=guiding) if forced else replace(row, allowed=guide.allowed(), masking=guiding)
+    sampled = sampler.sample_row(logits, row, *likeliest)
     with guiding:
         guide.advance(sampled.token_id)
     return sampled

@@ -22,7 +22,8 @@ class SampleRow:
 
     ``seed`` is used even if ``params`` names none. ``position``: index in the context of the token to come. ``seen``: the ids of
     the context so far, prompt included, for the repetition penalty. ``allowed``: what a grammar leaves, bits as ``Guide.allowed`` has them;
-    None: everything. ``masking`` times what leaving out the others takes.
+    None: everything. ``forced``: the token that comes whatever the logits say, None: none does. ``masking`` times what leaving out the
+    tokens that are not allowed takes.
     """
 
     params: SamplingParams
@@ -30,6 +31,7 @@ class SampleRow:
     position: int
     seen: Sequence[int] = ()
     allowed: NDArray[np.int32] | None = None
+    forced: int | None = None
     masking: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
 
@@ -65,7 +67,11 @@ class Sampler:
         """Return the next token for one row of ``logits`` ``[vocab]``, given what ``likeliest`` said of it. Raises as ``sample``."""
         if not math.isfinite(highest):
             raise InternalError(f"logits of the row at position {row.position} have the maximum {highest}")
-        if _is_plain(row.params) and (row.allowed is None or _is_allowed(row.allowed, likeliest)):
+        if row.forced is not None and row.forced >= logits.numel():
+            raise InternalError("the grammar forces a token that the model does not have")
+        if row.forced is not None and row.params.logprobs is None:
+            return Sampled(row.forced)
+        if _is_plain(row.params) and row.forced is None and (row.allowed is None or _is_allowed(row.allowed, likeliest)):
             return Sampled(likeliest)
         return _sample_row(logits.float(), row, likeliest)
 
@@ -80,27 +86,20 @@ def noise(seed: int, position: int, size: int) -> NDArray[np.float64]:
     return np.negative(np.log(uniform), dtype=np.float64)
 
 
-def only(token_id: int) -> NDArray[np.int32]:
-    """Return the bits that allow ``token_id`` and nothing else."""
-    allowed = np.zeros((token_id >> 5) + 1, np.uint32)
-    allowed[-1] = 1 << (token_id & 31)
-    return allowed.view(np.int32)
-
-
 def _is_allowed(allowed: NDArray[np.int32], token_id: int) -> bool:
     word = token_id >> 5
     return word < len(allowed) and bool(int(allowed[word]) >> (token_id & 31) & 1)
 
 
 def _masked(scores: Tensor, allowed: NDArray[np.int32]) -> Tensor:
-    """Return ``scores`` ``[vocab]`` with -inf for every token whose bit is not set. Raises InternalError if none is left."""
-    bits = np.zeros(scores.numel(), np.uint8)
-    known = np.unpackbits(allowed.view(np.uint8), bitorder="little")[: len(bits)]
-    bits[: len(known)] = known
-    masked = scores.masked_fill(torch.from_numpy(bits == 0).to(scores.device), -torch.inf)
-    if not bool(masked.max().isfinite()):
+    """Return ``scores`` ``[vocab]``, on the CPU, with -inf for every token whose bit is not set. Raises InternalError if none is left."""
+    bits = np.unpackbits(allowed.view(np.uint8), count=scores.numel(), bitorder="little")
+    # NumPy, since torch would share out among its threads what takes one of them 20 microseconds.
+    masked = scores.cpu().numpy().copy()
+    np.copyto(masked, -np.inf, where=bits == 0)
+    if not math.isfinite(masked.max()):
         raise InternalError("the grammar allows no token that the model has")
-    return masked
+    return torch.from_numpy(masked)
 
 
 def _is_plain(params: SamplingParams) -> bool:
@@ -109,22 +108,24 @@ def _is_plain(params: SamplingParams) -> bool:
 
 def _sample_row(logits: Tensor, row: SampleRow, likeliest: int) -> Sampled:
     params = row.params
-    scores = penalise(logits, row.seen, params.repetition_penalty)
-    if row.allowed is not None:
-        with row.masking:
-            scores = _masked(scores, row.allowed)
-    if params.temperature > 0.0:
-        token_id = _draw(scores, row)
-    elif scores is logits:
-        token_id = likeliest
-    else:
-        token_id = int(scores.max(dim=-1).indices)
+    token_id = _choose(logits, row, likeliest) if row.forced is None else row.forced
     if params.logprobs is None:
         return Sampled(token_id)
     logprobs = logits.log_softmax(dim=-1)
     values, ids = logprobs.topk(min(params.logprobs, logprobs.numel()))
     top = tuple(map(TokenLogprob, ids.tolist(), values.tolist()))
     return Sampled(token_id, TokenLogprob(token_id, float(logprobs[token_id])), top)
+
+
+def _choose(logits: Tensor, row: SampleRow, likeliest: int) -> int:
+    params = row.params
+    scores = penalise(logits, row.seen, params.repetition_penalty)
+    if row.allowed is not None:
+        with row.masking:
+            scores = _masked(scores, row.allowed)
+    if params.temperature > 0.0:
+        return _draw(scores, row)
+    return likeliest if scores is logits else int(scores.max(dim=-1).indices)
 
 
 def _draw(scores: Tensor, row: SampleRow) -> int:
