@@ -14,7 +14,7 @@ from agentmem_client.client import AsyncAgentMem
 from agentmem_client.loop import ToolLoop
 from agentmem_client.retry import RetryPolicy
 from agentmem_client.session import AsyncSession
-from agentmem_client.sync import AgentMem, Session
+from agentmem_client.sync import AgentMem, Session, SyncToolLoop
 
 __all__ = [
     "AgentMem",
@@ -30,6 +30,7 @@ __all__ = [
     "SamplingParams",
     "Session",
     "StartEvent",
+    "SyncToolLoop",
     "TokenEvent",
     "ToolLoop",
     "ToolSpec",

@@ -10,7 +10,11 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from agentmem.errors import Disconnected
+from agentmem.events import ConverseEvent
+from agentmem.output import OutputSpec
+from agentmem.types import SamplingParams, ToolCall
 from agentmem_client.client import AsyncAgentMem
+from agentmem_client.loop import ToolLoop
 from agentmem_client.session import AsyncSession
 
 P = ParamSpec("P")
@@ -108,6 +112,14 @@ def _making(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, AsyncSessi
     return call
 
 
+def _looping(method: Callable[Concatenate[Any, P], ToolLoop]) -> Callable[Concatenate[Any, P], SyncToolLoop]:
+    @wraps(method)
+    def call(self: _Facade, /, *args: P.args, **kwargs: P.kwargs) -> SyncToolLoop:
+        return SyncToolLoop(self._loop, method(self._inner, *args, **kwargs))
+
+    return call
+
+
 def _given(build: Callable[P, R]) -> Callable[[Callable[[Any, R], None]], Callable[Concatenate[Any, P], None]]:
     def decorate(method: Callable[[Any, R], None]) -> Callable[Concatenate[Any, P], None]:
         def call(self: object, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -143,6 +155,7 @@ class Session:
     append = _blocking(AsyncSession.append)
     generate = _iterating(AsyncSession.generate)
     generate_text = _blocking(AsyncSession.generate_text)
+    converse = _looping(AsyncSession.converse)
     cancel = _blocking(AsyncSession.cancel)
     end_turn = _blocking(AsyncSession.end_turn)
     fork = _making(AsyncSession.fork)
@@ -155,6 +168,46 @@ class Session:
     export = _iterating(AsyncSession.export)
     watch = _iterating(AsyncSession.watch)
     delete = _blocking(AsyncSession.delete)
+
+
+class SyncToolLoop:
+    """A tool loop; see ToolLoop for what each method does. A result may be any iterable of its pieces."""
+
+    def __init__(self, loop: LoopThread, inner: ToolLoop) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """What the last reply called and waits for."""
+        return self._inner.calls
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream; a reply under way goes on at the server."""
+        self._loop.run(self._inner.__aexit__(None, None, None))
+
+    def result(
+        self,
+        call: ToolCall | str,
+        text: str | Iterable[str],
+        *,
+        name: str = "",
+        more: bool = False,
+        sampling: SamplingParams | None = None,
+        output: OutputSpec | None = None,
+    ) -> Generator[ConverseEvent, None, None]:
+        """Send the result of ``call``, whole or in pieces as they come, and yield the events that answer."""
+        pieces = text if isinstance(text, str) else _feed(text)
+        return self._loop.iterate(self._inner.result(call, pieces, name=name, more=more, sampling=sampling, output=output))
+
+    say = _iterating(ToolLoop.say)
+    waiting = _blocking(ToolLoop.waiting)
 
 
 class AgentMem:
@@ -190,8 +243,8 @@ class AgentMem:
     _import = _making(AsyncAgentMem.import_session)
 
 
-def _feed(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    async def feed() -> AsyncIterator[bytes]:
+def _feed(chunks: Iterable[R]) -> AsyncIterator[R]:
+    async def feed() -> AsyncIterator[R]:
         iterator = iter(chunks)
         # Reading may block (a file, a socket), so it happens off the loop.
         while (chunk := await asyncio.to_thread(next, iterator, None)) is not None:

@@ -6,14 +6,17 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from support.fake_loop import answers
+
 from agentmem.api.server import ApiServer
 from agentmem.config import ServerSettings
+from agentmem.conversing import ConverseStep
 from agentmem.errors import AgentMemError, AlreadyExists, Disconnected, InvalidInput, NotFound
-from agentmem.events import FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
+from agentmem.events import ConverseEvent, FinishEvent, GenerationEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.output import OutputSpec
 from agentmem.telemetry import Metrics
 from agentmem.types import (
@@ -29,6 +32,7 @@ from agentmem.types import (
     SessionRecord,
     TenantId,
     Tier,
+    ToolCall,
     Turn,
     TurnInput,
     TurnState,
@@ -63,12 +67,21 @@ class FakeSessions:
     """A SessionPort. ``failures`` are raised by the next calls, ``lost_answers`` counts calls that work and then seem to fail.
 
     ``breaks``: after how many tokens each of the next streams breaks. ``stall``: streams wait here after their first token.
+    ``lost_events``: which event, from 0, never reaches the client on each of the next Converse streams, which break there; with
+    ``amnesia`` the server has then forgotten every piece and reply. ``tool_calls``: what the next replies call.
     """
 
     failures: list[AgentMemError] = field(default_factory=list)
     lost_answers: int = 0
     breaks: list[int] = field(default_factory=list)
     stall: asyncio.Event | None = None
+    lost_events: list[int] = field(default_factory=list)
+    amnesia: bool = False
+    tool_calls: list[tuple[ToolCall, ...]] = field(default_factory=list)
+    steps: list[ConverseStep] = field(default_factory=list)
+    open_streams: int = 0
+    results: dict[str, dict[str, str]] = field(default_factory=dict)
+    outputs: list[OutputSpec] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
@@ -76,6 +89,7 @@ class FakeSessions:
     fidelities: list[Fidelity | None] = field(default_factory=list)
     sessions: dict[tuple[str, str], FakeSession] = field(default_factory=dict)
     replies: dict[str, list[str]] = field(default_factory=dict)
+    called: dict[str, tuple[ToolCall, ...]] = field(default_factory=dict)
 
     def _enter(self, name: str) -> None:
         self.calls.append(name)
@@ -211,12 +225,14 @@ class FakeSessions:
         self.params.append(params)
         self.resumed_after.append(resume_after)
         self.fidelities.append(fidelity)
+        self.outputs.append(output)
         session = self._find(tenant, session_id)
         request = RequestId(request_id or "none")
         if request not in self.replies:
             said = turn_input.messages[-1].content if turn_input.messages else turn_input.text
             self.replies[request] = [f"{word} " for word in f"you said: {said}".split()]
-            message = Message("assistant", "".join(self.replies[request]))
+            self.called[request] = self.tool_calls.pop(0) if self.tool_calls else ()
+            message = Message("assistant", "".join(self.replies[request]), tool_calls=self.called[request])
             session.turns.append(
                 Turn(
                     len(session.turns),
@@ -242,7 +258,24 @@ class FakeSessions:
                 await self.stall.wait()
         text = "".join(words)
         usage = Usage(3, 10, len(words), 0.0, 0.01, 0.02, len(words), 0.5 if fidelity is Fidelity.RECALL else 1.0)
-        yield FinishEvent(turn, FinishReason.STOP, Message("assistant", text), text, usage, reuse, fidelity or Fidelity.EXACT, durable=True)
+        message = Message("assistant", text, tool_calls=self.called[request])
+        yield FinishEvent(turn, FinishReason.STOP, message, text, usage, reuse, fidelity or Fidelity.EXACT, durable=True)
+
+    async def converse(self, tenant: TenantId, steps: AsyncIterator[ConverseStep]) -> AsyncGenerator[ConverseEvent]:
+        self._enter("converse")
+        lost = self.lost_events.pop(0) if self.lost_events else -1
+        self.open_streams += 1
+        try:
+            async with aclosing(answers(self, tenant, steps)) as events:
+                while (event := await anext(events, None)) is not None:
+                    if not lost:
+                        raise Disconnected("connection reset by peer")
+                    lost -= 1
+                    yield event
+        finally:
+            self.open_streams -= 1
+            if not lost and self.amnesia:
+                self.results, self.replies = {}, {}
 
     async def end_turn(self, tenant: TenantId, session_id: str, *, waiting_on_tool: bool, eta_seconds: float) -> SessionInfo:
         self._enter("end_turn")

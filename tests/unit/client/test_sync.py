@@ -13,10 +13,10 @@ import pytest
 from support.fake_service import FakeSessions, serving_on_a_thread
 
 from agentmem.errors import Disconnected, NotFound
-from agentmem.events import FinishEvent, StartEvent, TokenEvent
-from agentmem.types import Fidelity
+from agentmem.events import FinishEvent, PieceEvent, StartEvent, TokenEvent
+from agentmem.types import Fidelity, ToolCall
 from agentmem.views import ForgetTarget
-from agentmem_client import AgentMem, AsyncAgentMem, AsyncSession, RetryPolicy, Session
+from agentmem_client import AgentMem, AsyncAgentMem, AsyncSession, RetryPolicy, Session, SyncToolLoop, ToolLoop
 from agentmem_client.sync import LoopThread
 
 
@@ -50,6 +50,18 @@ def test_the_same_words_without_await(address: str, sessions: FakeSessions) -> N
         with pytest.raises(NotFound):
             client.attach("c").info()
     assert 3 == len(sessions.sessions)
+
+
+def test_a_tool_loop_without_await(address: str, sessions: FakeSessions) -> None:
+    """What is said, waiting, and a result in pieces from any iterable."""
+    sessions.tool_calls = [(ToolCall("c", "ls", "{}"),)]
+    with AgentMem(address) as client, client.session() as session, session.converse() as loop:
+        assert isinstance([*loop.say("hello")][-1], FinishEvent)
+        (call,) = loop.calls
+        loop.waiting(1.0)
+        events = [*loop.result(call, iter(["one ", "two"]))]
+    assert [4, 7] == [event.received for event in events if isinstance(event, PieceEvent)]
+    assert "you said: one two " == "".join(event.text for event in events if isinstance(event, TokenEvent))
 
 
 def test_leaving_the_loop_cancels(address: str, sessions: FakeSessions) -> None:
@@ -114,7 +126,7 @@ def test_an_interrupt_cancels_what_runs() -> None:
     loop.close(asyncio.sleep(0))
 
 
-@pytest.mark.parametrize(("sync", "inner"), [(Session, AsyncSession), (AgentMem, AsyncAgentMem)])
+@pytest.mark.parametrize(("sync", "inner"), [(Session, AsyncSession), (AgentMem, AsyncAgentMem), (SyncToolLoop, ToolLoop)])
 def test_nothing_is_missing_in_the_synchronous_client(sync: type, inner: type) -> None:
     """Every public method of the asynchronous class is there, with its documentation."""
     names = {name for name, value in vars(inner).items() if inspect.isfunction(value) and not name.startswith("_")}
