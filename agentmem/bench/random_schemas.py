@@ -28,7 +28,7 @@ def random_schema(seed: int) -> Schema:
 
 def _value(random: Random, room: int, depth: int, defined: tuple[str, ...] = ()) -> Schema:
     """Return a schema of values that hold up to ``room`` scalars; names in ``defined`` may be referred to, where they fit."""
-    if defined and room >= 3 and random.random() < 0.3:
+    if defined and room >= 3 and random.random() < 0.5:
         return {"$ref": f"#/$defs/{random.choice(defined)}"}
     if depth >= MAX_DEPTH or random.random() < 0.5:
         return random.choice(SCALARS)(random)

@@ -54,8 +54,7 @@ class Speculator:
 
     def _drafted(self, run: Run, room: int, n_runs: int, rows: int, attended: int) -> Drafted:
         wanted = run.request.policy.drafter
-        with self._stats.guiding:
-            forced = tuple(run.guide.forced()[:room]) if run.guide is not None else ()
+        forced = self._forced(run, room)
         room -= len(forced)
         context = self._context(run)
         if not room:
@@ -79,6 +78,13 @@ class Speculator:
         if name in context.readers and draft.token_ids:
             self.controller.note_reading(name, (time.perf_counter() - started) / len(draft.token_ids))
         return self._legal(run, forced, draft)
+
+    def _forced(self, run: Run, room: int) -> tuple[int, ...]:
+        """Return what the run's grammar leaves no choice about, up to ``room`` tokens."""
+        if run.guide is None:
+            return ()
+        with self._stats.guiding:
+            return tuple(run.guide.forced()[:room])
 
     def _legal(self, run: Run, forced: tuple[int, ...], draft: Draft) -> Draft:
         """Return as much of ``draft`` as the run's grammar would take after ``forced``."""

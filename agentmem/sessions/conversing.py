@@ -48,7 +48,7 @@ class Converser:
                 if step.request_id and session.knows(RequestId(step.request_id)):
                     await self._left(session, incoming, steps)
                     incoming = None
-                    events: AsyncGenerator[ConverseEvent] = self._generator.follow(session, RequestId(step.request_id), step.resume_after)
+                    events: AsyncGenerator[ConverseEvent] = self._follow(session, step)
                 elif step.piece is not None:
                     incoming = incoming or self._incoming(session, step, steps)
                     _check_request(incoming, step)
@@ -68,6 +68,11 @@ class Converser:
         finally:
             if incoming is not None:
                 await self._generator.tasks.finish(incoming.leave(steps))
+
+    def _follow(self, session: Session, step: ConverseStep) -> AsyncGenerator[GenerationEvent]:
+        """Take up the reply that the session has for the request."""
+        stop = step.params.stop if step.params is not None else ()
+        return self._generator.follow(session, RequestId(step.request_id), step.resume_after, stop)
 
     async def _left(self, session: Session, incoming: Incoming | None, stream: object) -> None:
         """Drop pieces of another request: the reply that is taken up has come after them."""

@@ -106,7 +106,7 @@ class Generator:
     async def generate(self, session: Session, asked: Asked) -> AsyncGenerator[GenerationEvent]:
         """Yield the events of a new reply, of one under way with the same ``request_id``, or of one in the ledger."""
         if session.knows(asked.request_id) and asked.request_id is not None:
-            events = self.follow(session, asked.request_id, asked.resume_after, asked.digest)
+            events = self.follow(session, asked.request_id, asked.resume_after, asked.params.stop, asked.digest)
         else:
             reply = await self._started(session, asked)
             events = reply.events(self.engine, after=asked.resume_after, keep_alone=asked.request_id is not None)
@@ -114,8 +114,13 @@ class Generator:
             async for event in events:
                 yield event
 
-    async def follow(self, session: Session, request_id: RequestId, after: int, digest: str = "") -> AsyncGenerator[GenerationEvent]:
-        """Yield the events of a reply that the session knows, from its token ``after`` on. Raises InvalidInput for another ``digest``."""
+    async def follow(
+        self, session: Session, request_id: RequestId, after: int, stop: Sequence[str], digest: str = ""
+    ) -> AsyncGenerator[GenerationEvent]:
+        """Yield the events of a reply that the session knows, from its token ``after`` on. Raises InvalidInput for another ``digest``.
+
+        ``stop``: the request's stop strings.
+        """
         known = session.replies.get(request_id)
         if known is not None:
             if digest:
@@ -128,7 +133,7 @@ class Generator:
         turn = next(turn for turn in session.turns if turn.request_id == request_id and turn.reply_start is not None)
         if digest:
             same_request(turn.input_digest, digest)
-        for event in replay(session, turn, self.chat, after):
+        for event in replay(session, turn, self.chat, after, stop):
             yield event
 
     async def _started(self, session: Session, asked: Asked) -> Reply:

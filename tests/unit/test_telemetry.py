@@ -69,11 +69,15 @@ def test_the_replicas_numbers_are_read_at_the_scrape() -> None:
 
 
 def test_what_only_grows_is_a_counter() -> None:
-    """Tiers and queues are gauges; what was evicted, sealed and re-encoded is counted, so that rates can be taken of it."""
+    """Tiers and queues are gauges; what was evicted, sealed, re-encoded, drafted and spent is counted, so that rates can be taken of it."""
     metrics = Metrics()
     metrics.watch(lambda: ServerStats(host_bytes_used=1, seal_queue=2, seals_parked=3, seals_done=4, tokens_reencoded=5, blocks_evicted=6))
     assert [1, 2, 3] == [value(metrics, name) for name in ("host_bytes_used", "seal_queue", "seals_parked")]
     assert [4, 5, 6] == [value(metrics, f"{name}_total") for name in ("seals_done", "tokens_reencoded", "blocks_evicted")]
+    metrics = Metrics()
+    metrics.watch(lambda: ServerStats(tokens_drafted=1, tokens_accepted=2, guided_seconds=0.5, guided_step_seconds=1.5))
+    names = ("tokens_drafted", "tokens_accepted", "guided_seconds", "guided_step_seconds")
+    assert [1, 2, 0.5, 1.5] == [value(metrics, f"{name}_total") for name in names]
 
 
 def lines(log_format: str, *, prompt_text: bool = False, level: str = "info") -> tuple[logging.Logger, io.StringIO]:

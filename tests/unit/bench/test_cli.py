@@ -10,7 +10,7 @@ import pytest
 from support.tiny import save_model
 from typer.testing import CliRunner
 
-from agentmem.bench import cli, density, latency, recall
+from agentmem.bench import cli, constrained, density, latency, recall
 from agentmem.bench.machine import this_machine
 from agentmem.bench.options import Options, Say
 from agentmem.bench.plot import Chart, Line
@@ -154,6 +154,15 @@ def test_density_takes_a_budget_in_any_unit(asked: Asked) -> None:
     """The budget is a size as settings take it, and the promise is for bf16."""
     assert 0 == command("density", "--context", "100", "--budget", "8MiB")
     assert (density.Sizes(100, 8 * MIB), "bf16") == (asked.sizes, asked.options.dtype)
+
+
+def test_constrained_takes_a_number_of_schemas(asked: Asked) -> None:
+    """500 random tools by default, as the promise says."""
+    assert 0 == command("constrained")
+    assert ("constrained", 500) == (asked.name, asked.sizes.schemas)
+    assert 0 == command("constrained", "--schemas", "7")
+    assert constrained.Sizes(schemas=7) == asked.sizes
+    assert 2 == command("constrained", "--schemas", "0")
 
 
 def test_drift_is_judged_in_fp32(asked: Asked) -> None:

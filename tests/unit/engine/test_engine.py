@@ -21,6 +21,7 @@ from support.engines import (
     running,
     until,
 )
+from support.grammars import Ladder
 
 from agentmem import faults
 from agentmem.engine.engine import Engine
@@ -28,7 +29,7 @@ from agentmem.engine.run import EngineRequest, Run, RunState
 from agentmem.engine.scheduler import Limits
 from agentmem.errors import ContextTooLong, Draining, InternalError, Overloaded
 from agentmem.memory.pool import PoolFull
-from agentmem.types import FinishReason, Tier
+from agentmem.types import FinishReason, Policy, Tier
 
 
 class Words:
@@ -337,6 +338,20 @@ async def test_stats_count(engine: Engine) -> None:
 
     assert (8, 30 + 6, 8) == (stats.steps, stats.prefill_tokens, stats.decode_tokens)
     assert (36, 24, 0) == (stats.computed, stats.reused[Tier.DEVICE], stats.failed_steps)
+
+
+async def test_stats_count_what_grammars_take(engine: Engine) -> None:
+    """Only steps with a reply under a grammar count; what grammars take is counted apart, and so are the tokens that they force."""
+    await done(engine, request(PROMPT, n=4, policy=Policy(drafter="auto")))
+    await engine.call(lambda: None)
+    assert (0.0, 0.0) == (engine.stats.guided_seconds, engine.stats.guided_step_seconds)
+    await done(engine, request(PROMPT, n=4, guide=Ladder, policy=Policy(drafter="forced")))
+    await engine.call(lambda: None)
+    stats = engine.stats
+
+    assert 0.004 <= stats.guided_seconds
+    assert 0 < stats.guided_step_seconds
+    assert 1 <= stats.accepted <= stats.drafted
 
 
 async def test_the_engine_keeps_its_threads(runner: WatchedRunner) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from support.engines import request
+from support.grammars import Ladder
 
 from agentmem.engine.replies import finish_of, reply_each
 from agentmem.engine.run import Drafted, EngineRequest, Output, Run
 from agentmem.engine.sampling import Sampler
+from agentmem.engine.stats import Stopwatch
 from agentmem.errors import InternalError
 from agentmem.types import FinishReason
 
@@ -148,3 +150,18 @@ def test_a_reply_ends_within_a_draft() -> None:
     assert [FinishReason.STOP] == reply_each(Sampler(), [run], likely(3, 4, 5, 6))
     assert [3, 4] == [output.token_id for output in run.outputs]
     assert 2 == run.num_accepted
+
+
+@pytest.mark.parametrize("draft", [(), (5,), (5, 7), (5, 6), (5, 7, 5)])
+def test_a_grammar_decides_before_the_logits(draft: tuple[int, ...]) -> None:
+    """Forced tokens come, and of those allowed the likeliest, whatever was drafted; what the grammar takes is timed."""
+    run, guiding = run_of(request([1], guide=Ladder)), Stopwatch()
+    run.draft = Drafted(draft, drafter="ngram")
+    rows = likely(*[9] * (len(draft) + 1))
+    rows[:, 7] = 5.0
+
+    assert [None] == reply_each(Sampler(), [run], rows, guiding)
+    tokens = [output.token_id for output in run.outputs]
+    assert [5, 7, 5, 7][: len(tokens)] == tokens == run.guide.taken
+    assert 1 + run.last_accepted == len(tokens)
+    assert guiding.seconds >= 0.001 * len(tokens)

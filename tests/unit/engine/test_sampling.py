@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from agentmem.engine.sampling import Sampled, Sampler, SampleRow, kept, noise, penalise
+from agentmem.engine.stats import Stopwatch
 from agentmem.errors import InternalError
 from agentmem.types import SamplingParams, TokenLogprob
 
@@ -213,3 +215,52 @@ def test_rows_must_match_logits() -> None:
     """As many rows are described as there are logits."""
     with pytest.raises(InternalError, match="2 rows of logits for 1 rows"):
         Sampler().sample(torch.zeros(2, 4), [row()])
+
+
+def bits(size: int, *token_ids: int) -> NDArray[np.int32]:
+    """Return a grammar's mask of a vocabulary of ``size`` that lets ``token_ids`` through."""
+    allowed = np.zeros(-(-size // 32) * 32, np.uint8)
+    allowed[list(token_ids)] = 1
+    return np.packbits(allowed, bitorder="little").view(np.int32)
+
+
+@pytest.mark.parametrize("params", [GREEDY, DRAWN, SamplingParams(temperature=1.0, repetition_penalty=1.3)])
+def test_only_what_a_grammar_allows_is_sampled(params: SamplingParams) -> None:
+    """A mask leaves the likeliest or a drawn one of its tokens, also where it is shorter than the logits; masking is timed."""
+    logits, masking = random_logits(0, 100), Stopwatch()
+    for seed in range(50):
+        asked = replace(row(params, seed, seen=(3, 4)), allowed=bits(96, 3, 40, 64), masking=masking)
+        (sampled,) = Sampler().sample(logits[None], [asked])
+        assert sampled.token_id in {3, 40, 64}
+    assert masking.seconds > 0
+    if params is GREEDY:
+        assert sampled.token_id == max((3, 40, 64), key=lambda token: float(logits[token]))
+
+
+def test_a_mask_changes_nothing_where_it_lets_everything_through() -> None:
+    """Tokens drawn under a mask of all tokens are those drawn without one, and the logits stay as they are."""
+    logits = random_logits(1, 100)
+    before = logits.clone()
+    rows = [row(DRAWN, seed) for seed in range(50)]
+    masked = [replace(each, allowed=bits(100, *range(100))) for each in rows]
+    assert sample_ids(logits.expand(50, -1), rows) == sample_ids(logits.expand(50, -1), masked)
+    assert torch.equal(before, logits)
+
+
+def test_a_grammar_that_leaves_nothing_is_an_error() -> None:
+    """A mask without a token that the model has, or a forced token beyond the vocabulary, is a bug and said to be one."""
+    for asked in (replace(row(DRAWN), allowed=bits(128, 120)), replace(row(DRAWN), forced=100)):
+        with pytest.raises(InternalError, match="the grammar .* that the model"):
+            Sampler().sample(random_logits(2, 1, 100), [asked])
+
+
+@pytest.mark.parametrize("params", [GREEDY, DRAWN, SamplingParams(temperature=1.0, logprobs=2)])
+def test_a_forced_token_comes_whatever_the_logits_say(params: SamplingParams) -> None:
+    """It is not the likeliest one here; its log probability is what the model gives it."""
+    logits = random_logits(3, 100)
+    forced = int(logits.argmin())
+    (sampled,) = Sampler().sample(logits[None], [replace(row(params), forced=forced)])
+    assert forced == sampled.token_id
+    if params.logprobs is not None:
+        assert TokenLogprob(forced, float(logits.log_softmax(-1)[forced])) == sampled.logprob
+        assert 2 == len(sampled.top)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 
@@ -106,6 +107,72 @@ async def test_a_broken_stream_goes_on_where_it_was(replica: Replica) -> None:
     assert session == replica.tokens("a")
 
 
+async def test_results_that_are_whole_are_skipped_when_they_come_again(replica: Replica) -> None:
+    """The last piece's answer is lost: all of it is sent again, and a result of 0 bytes after another makes neither a second one."""
+    await replica.create()
+    first = "one " * 80
+    steps = [*pieces(first, call="c1", more=True), *pieces("", call="c2", more=True, offset=len(first))]
+    steps += pieces("", call="c3", offset=len(first))
+    await converse(replica, [say(), *steps[:-1]])
+    await converse(replica, steps)
+
+    assert [first, "", ""] == [message.content for message in replica.session().turns[-1].messages[:-1]]
+    assert ["c1", "c2", "c3"] == [message.tool_call_id for message in replica.session().turns[-1].messages[:-1]]
+
+
+async def test_a_result_that_is_sent_again_to_a_server_that_lost_it(replica: Replica) -> None:
+    """After a crash in the middle of the reply it is computed anew, and the client hears only what comes after the tokens it has."""
+    reply, session = await whole(replica)
+    await replica.create()
+    await converse(replica, [say()])
+    await replica.restart()
+    events = await converse(replica, [dataclasses.replace(step, resume_after=3) for step in pieces(RESULT)])
+
+    assert reply[3:] == tokens(events)
+    assert session == replica.tokens("a")
+
+
+async def test_a_stream_that_is_dead_takes_nothing_from_the_one_that_came_after_it(replica: Replica) -> None:
+    """Pieces belong to whoever sent the last: the old stream may end late, in the middle of the new one's, and is refused if it goes on."""
+    reply, session = await whole(replica)
+    await replica.create()
+    await converse(replica, [say()])
+    steps, going, late = pieces(RESULT), asyncio.Event(), asyncio.Event()
+
+    async def hanging() -> AsyncIterator[ConverseStep]:
+        for step in steps[:5]:
+            yield step
+        going.set()
+        await late.wait()
+        yield steps[5]
+
+    async def taking_over() -> AsyncIterator[ConverseStep]:
+        for step in steps[:7]:
+            yield step
+        late.set()
+        assert isinstance((await asyncio.gather(old, return_exceptions=True))[0], SessionBusy)
+        assert "Converse" == replica.session().writer
+        for step in steps[7:]:
+            yield step
+
+    async def follow(source: AsyncIterator[ConverseStep]) -> list[ConverseEvent]:
+        async with aclosing(replica.manager.converse(TENANT, source)) as events:
+            return [event async for event in events]
+
+    old = asyncio.create_task(follow(hanging()))
+    await going.wait()
+    events = await follow(taking_over())
+    assert reply == tokens(events)
+    assert session == replica.tokens("a")
+
+
+async def test_a_tool_may_be_waited_for_between_two_results(replica: Replica) -> None:
+    """One call's result is there, the other's takes a while: saying so changes nothing."""
+    await replica.create()
+    steps = [*pieces("one", call="c1", more=True), ConverseStep("a", waiting=1.0), *pieces("two", call="c2", offset=3)]
+    assert 16 == len(tokens(await converse(replica, [say(), *steps])))
+
+
 async def test_a_reply_is_taken_up_by_its_request_id(replica: Replica) -> None:
     """A message with the id of a reply that there is goes on after the tokens that the client has; nothing is generated twice."""
     await replica.create()
@@ -174,6 +241,7 @@ async def test_a_result_longer_than_the_context_is_refused_early(replica: Replic
         ([ConverseStep("a", given=user("x"), waiting=1.0)], "one of them"),
         ([pieces("x" * 100)[0], say()], "before the last piece"),
         ([pieces("x" * 100)[0], pieces("y", call="d", offset=40)[0]], "the result of call 'c' has not ended"),
+        ([pieces("x" * 100)[0], pieces("x" * 100, request_id="other")[1]], "piece is of request 'other'"),
         ([*pieces("x", offset=5)], "only 0 characters have arrived"),
     ],
 )

@@ -105,7 +105,7 @@ def test_reports() -> None:
     report, result = DeleteReport(1, 2, 3, 4), AppendResult(1, 2, 3, durable=True)
     prefix, place = PrefixInfo("ab", 1, 2, 3, Tier.HOST), Placement("r", "h:1", local=True, epoch=5)
     turn = TurnInfo(Turn(1, token_ids=(1, 2)), 2, 3, 4, 5, False, 6, 0.25, 7, 8, None, SealState.PARKED, 9)  # noqa: FBT003 -- in order
-    stats = ServerStats("v", "m", "f", 0.5, *range(1, 16), True, *range(16, 29))  # noqa: FBT003 -- in order
+    stats = ServerStats("v", "m", "f", 0.5, *range(1, 16), True, *range(16, 31), 0.25, 1.5)  # noqa: FBT003 -- in order
     span = RecalledSpan(1, 2, 3, "text", 0.5)
     assert report == views.delete_report_from_pb(views.delete_report_to_pb(report))
     assert result == views.append_result_from_pb(views.append_result_to_pb(result))
