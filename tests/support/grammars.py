@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,26 @@ class RandomModel:
     def ids(self, text: str) -> list[int]:
         """Return the tokens of ``text``."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+class Ladder:
+    """A grammar of token 5, then any of 6 and 7, again and again; asking it takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def forced(self) -> Sequence[int]:
+        time.sleep(0.001)
+        return () if len(self.taken) % 2 else (5,)
+
+    def allowed(self) -> NDArray[np.int32]:
+        return np.array([1 << 6 | 1 << 7], np.int32)
+
+    def legal(self, token_ids: Sequence[int]) -> int:
+        return len(token_ids)
+
+    def advance(self, token_id: int) -> None:
+        self.taken.append(token_id)
 
 
 def hermes_calls(text: str) -> list[tuple[str, Any]]:

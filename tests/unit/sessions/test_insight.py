@@ -42,3 +42,6 @@ async def test_stats(replica: Replica) -> None:
     assert (await replica.manager.get(TENANT, "a")).disk_bytes == stats.block_bytes
     assert 0 < stats.kv_bytes_used <= stats.kv_bytes_budget
     assert stats.uptime_seconds > 0
+    engine = replica.core.engine.stats
+    assert (engine.drafted, engine.accepted) == (stats.tokens_drafted, stats.tokens_accepted)
+    assert (0.0, 0.0) == (stats.guided_seconds, stats.guided_step_seconds)  # nothing was asked of a grammar
