@@ -30,7 +30,9 @@ def printable(report: Report) -> bool:
 @pytest.mark.timeout(120)
 async def test_equality_holds_through_everything(options: Options) -> None:
     """Every EXACT token equals HF's through batching, fork, rollback, RECALL, sealing, spilling and SIGKILL, all of which really happen."""
-    sizes = equality.Sizes(sessions=2, turns=3, system_tokens=90, message_tokens=80, reply_tokens=6, resident_tokens=520, recall_tokens=4)
+    sizes = equality.Sizes(
+        sessions=2, turns=3, system_tokens=90, message_tokens=80, reply_tokens=6, resident_tokens=520, recall_tokens=4, drafters=("none",)
+    )
     said: list[str] = []
     report = await equality.run(options, said.append, sizes)
     missed = {verdict.name for verdict in report.verdicts if not verdict.met}
