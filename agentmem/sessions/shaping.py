@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from agentmem.chat import CallStream, Chat, ParsedReply
 from agentmem.errors import InvalidInput, NotImplementedYet
-from agentmem.output import OutputSpec, ToolMode
+from agentmem.output import FormatKind, OutputSpec, ToolMode
 from agentmem.sessions.session import Session
 from agentmem.speculation.guide import Guide
 from agentmem.types import Message, RequestId, SessionId
@@ -38,7 +38,7 @@ def shape_of(chat: Chat, session: Session, output: OutputSpec) -> Shaped:
     try:
         grammar = chat.grammar(output, tools)
     except (InvalidInput, NotImplementedYet) as error:
-        if output != OutputSpec() or output.tool_choice.mode is not ToolMode.AUTO:
+        if output.tool_choice.mode is not ToolMode.AUTO or output.response_format.kind is not FormatKind.TEXT:
             raise
         return Shaped(problems=(f"tool calls are not constrained: {error.message}",))
     return Shaped(grammar.guide if grammar is not None else None)

@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Self
 
 from agentmem.conversing import ConverseStep, ResultPiece
-from agentmem.errors import AgentMemError, Disconnected, InternalError
+from agentmem.errors import AgentMemError, Disconnected
 from agentmem.events import ConverseEvent, FinishEvent, PieceEvent, StartEvent, TokenEvent
 from agentmem.output import FREE, OutputSpec
 from agentmem.types import Fidelity, Message, SamplingParams, ToolCall, TurnInput
 from agentmem.v1 import generation_pb2 as pb
 from agentmem.v1.converse import converse_event_from_pb, step_to_pb
+from agentmem_client.received import ReceivedTokens
 from agentmem_client.transport import Duplex, Transport
 
 
@@ -154,7 +155,7 @@ class ToolLoop:
         pieces = [*(sent if stream.is_new else ()), step.piece]
         stream.is_new = False
         for piece in pieces:
-            await stream.write(step_to_pb(replace(step, piece=piece, resume_after=seen.n_tokens)))
+            await stream.write(step_to_pb(replace(step, piece=piece, resume_after=seen.tokens.count)))
             event = await _next(stream)
             if not isinstance(event, PieceEvent):
                 break  # the reply, which the server may have already: it needs no more pieces
@@ -180,10 +181,9 @@ class _Seen:
 
     def __init__(self, *, is_piece: bool) -> None:
         self.is_over = False
-        self.n_tokens = 0
+        self.tokens = ReceivedTokens()
         self._is_piece = is_piece
         self._once: set[type[ConverseEvent]] = set()
-        self._has_tail = False
 
     def is_news(self, event: ConverseEvent) -> bool:
         """Count ``event``; False when it was delivered before. Raises InternalError when tokens are missing."""
@@ -194,20 +194,10 @@ class _Seen:
                 self._once.add(type(event))
                 return not seen
             case TokenEvent():
-                return self._adds(event)
+                return self.tokens.adds(event)
             case FinishEvent():
                 self.is_over = True
         return True
-
-    def _adds(self, event: TokenEvent) -> bool:
-        end = event.index + len(event.token_ids)
-        if event.index < self.n_tokens and end <= self.n_tokens:
-            return False
-        if event.index != self.n_tokens:
-            raise InternalError(f"the server sent token {event.index} of a reply of which {self.n_tokens} tokens were received")
-        self.n_tokens = end
-        had_tail, self._has_tail = self._has_tail, not event.token_ids  # text that was held back to the end comes without tokens
-        return not had_tail
 
 
 async def _next(stream: Duplex[pb.ConverseEvent]) -> ConverseEvent:

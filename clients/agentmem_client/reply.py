@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from agentmem.errors import AgentMemError, Disconnected, InternalError
+from agentmem.errors import AgentMemError, Disconnected
 from agentmem.events import FinishEvent, GenerationEvent, StartEvent, TokenEvent
 from agentmem.v1.convert import event_from_pb
 from agentmem.v1.generation_pb2 import GenerateRequest
 from agentmem.v1.generation_pb2 import GenerationEvent as WireEvent
+from agentmem_client.received import ReceivedTokens
 from agentmem_client.transport import Transport
 
 
@@ -25,8 +26,7 @@ class Reply:
         self._attempts = transport.attempts(seconds)
         self._started = False
         self._finished = False
-        self._n_tokens = request.resume_after_tokens
-        self._has_tail = False
+        self._received = ReceivedTokens(request.resume_after_tokens)
 
     async def events(self) -> AsyncGenerator[GenerationEvent, None]:
         """Yield the events. Raises what the server raised, or the transport's error when reconnecting did not help."""
@@ -43,7 +43,7 @@ class Reply:
                 await self._attempts.failed(error)
 
     async def _one_stream(self) -> AsyncGenerator[GenerationEvent, None]:
-        self._request.resume_after_tokens = self._n_tokens
+        self._request.resume_after_tokens = self._received.count
         stream = self._transport.stream("GenerationService/Generate", self._request, WireEvent, seconds=self._attempts.remaining)
         async with aclosing(stream) as messages:
             async for message in messages:
@@ -58,14 +58,7 @@ class Reply:
                 seen, self._started = self._started, True
                 return not seen
             case TokenEvent():
-                end = event.index + len(event.token_ids)
-                if event.index < self._n_tokens and end <= self._n_tokens:
-                    return False
-                if event.index != self._n_tokens:
-                    raise InternalError(f"the server sent token {event.index} of a reply of which {self._n_tokens} tokens were received")
-                self._n_tokens = end
-                had_tail, self._has_tail = self._has_tail, not event.token_ids  # text that was held back to the end comes without tokens
-                return not had_tail
+                return self._received.adds(event)
             case FinishEvent():
                 self._finished = True
         return True

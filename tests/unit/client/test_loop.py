@@ -14,7 +14,7 @@ from agentmem.errors import Disconnected, InvalidInput, NotFound, SessionBusy
 from agentmem.events import ConverseEvent, FinishEvent, PieceEvent, ProgressEvent, StartEvent, TokenEvent
 from agentmem.output import FormatKind, OutputSpec, ResponseFormat, ToolChoice, ToolMode
 from agentmem.types import Fidelity, Message, SamplingParams, ToolCall, TurnInput
-from agentmem_client import AsyncAgentMem
+from agentmem_client import AsyncAgentMem, RetryPolicy
 from agentmem_client.loop import ToolLoop
 
 CALL, OTHER = ToolCall("c1", "ls", "{}"), ToolCall("c2", "rm", "{}")
@@ -238,7 +238,7 @@ async def test_waiting_opens_another_stream_where_the_old_one_is_dead(sessions: 
     """A server that came back meanwhile hears that a tool is running, or at the latest the result."""
     async with serving(sessions) as first:
         port = int(first.address.rpartition(":")[2])
-        other = AsyncAgentMem(first.address)
+        other = AsyncAgentMem(first.address, retry=RetryPolicy(attempts=1000, max_seconds=0.1))  # a busy machine takes its time
         session = other.session("b")
         await session.open()
         loop = session.converse()

@@ -132,8 +132,9 @@ async def test_a_schema_that_cannot_be_compiled_is_refused_with_its_place(replic
     assert "$.properties.x" in refused.value.metadata["path"]
     assert 1 == len(replica.session().turns)
     assert replica.session().writer is None
-    answer = await replica.ask("a", "go", 8)
-    assert "tool calls are not constrained" in answer.finish.problems[0]
+    for output in (OutputSpec(), OutputSpec(ToolChoice(parallel=False))):
+        answer = await replica.ask("a", "go", 8, output=output)
+        assert "tool calls are not constrained" in answer.finish.problems[0]
 
 
 async def test_a_raw_session_has_no_tools(replica: Replica) -> None:
