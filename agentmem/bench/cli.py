@@ -104,12 +104,15 @@ def decode(
     if not fidelity:
         if plot is not None:
             raise typer.BadParameter("--plot draws time against context, which --fidelity measures")
+        if drafter:
+            raise typer.BadParameter("--drafter is timed beside EXACT alone, which --fidelity measures")
         raise typer.Exit(run_benchmark("decode", options, json_file=json_file, check=check, plot=plot))
 
     def sizes(module: Any) -> object:  # noqa: ANN401 - a module's own class
         return module.Sizes(contexts=_numbers("contexts", contexts, int), fidelities=module.fidelities_of(fidelity), drafter=drafter)
 
-    raise typer.Exit(run_benchmark("latency", options, json_file=json_file, check=check, plot=plot, sizes=sizes))
+    code = run_benchmark("latency", options, json_file=json_file, check=check, plot=plot, sizes=sizes, command="decode")
+    raise typer.Exit(code)
 
 
 @app.command("recall", help=BENCHMARKS["recall"])
@@ -229,8 +232,12 @@ def run_benchmark(
     plot: Path | None = None,
     sizes: Sizes = lambda _module: None,
     console: Console | None = None,
+    command: str = "",
 ) -> int:
-    """Run module ``name``, print its report, write ``json_file`` and ``plot``; return the exit code. Progress goes to stderr."""
+    """Run module ``name``, print its report, write ``json_file`` and ``plot``; return the exit code. Progress goes to stderr.
+
+    ``command``: what the user typed, where it is not the module's name.
+    """
     from agentmem.bench.plot import check_plot, draw
     from agentmem.bench.report import console_of, show
 
@@ -249,7 +256,7 @@ def run_benchmark(
         if plot is not None:
             draw(report.charts, plot)
     except (AgentMemError, OSError) as error:
-        errors.print(f"[bold red]agentmem bench {name}:[/] {error}", *getattr(error, "__notes__", ()), sep="\n", highlight=False)
+        errors.print(f"[bold red]agentmem bench {command or name}:[/] {error}", *getattr(error, "__notes__", ()), sep="\n", highlight=False)
         return 2
     show(report, console)
     return 1 if check and not report.passed else 0

@@ -25,6 +25,7 @@ from agentmem.bench.settle import settled
 from agentmem.bench.traces import Trace, TraceTurn, load_traces
 from agentmem.errors import InvalidInput
 from agentmem.output import FREE, OutputSpec, ToolChoice, ToolMode
+from agentmem.speculation import check_drafter
 from agentmem.types import Fidelity, Message, Policy, SamplingParams, TurnInput
 from agentmem_client import AsyncSession
 
@@ -62,7 +63,9 @@ class Sizes:
     turns: int = 0  # of each trace; 0: all
 
     def __post_init__(self) -> None:
-        """Raise InvalidInput without the two that are compared."""
+        """Raise InvalidInput for an unknown drafter, and without the two that are compared."""
+        for name in self.drafters:
+            check_drafter(name)
         if not {NONE, AUTO} <= set(self.drafters):
             raise InvalidInput(f"--drafters are {', '.join(self.drafters)}; {NONE} and {AUTO} must be among them")
 
